@@ -1,0 +1,74 @@
+"""Asset checks: what the stages measured, as pass or fail in the UI. All of them block.
+
+The stages themselves fail on a bad result, so that `dvc repro` is as strict as Dagster; the checks
+put the evidence where people look, and hold everything downstream should a stage's policy loosen.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+
+from contracts.settings import Settings
+
+
+def read_report(path: str) -> tuple[dict[str, Any], Path]:
+    """A report that a stage wrote. Raises dagster.Failure when there is none."""
+    full = Settings.from_env().root / path
+    try:
+        report: dict[str, Any] = json.loads(full.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise dg.Failure(
+            f"{path} does not exist. Next: materialize the asset it belongs to."
+        ) from None
+    return report, full
+
+
+@dg.asset_check(asset="quality", blocking=True, description="Every expectation of the suite holds.")
+def quality_suite() -> dg.AssetCheckResult:
+    report, path = read_report("data/quality/report.json")
+    failed = [row for row in report["expectations"] if not row["success"]]
+    return dg.AssetCheckResult(
+        passed=not failed,
+        metadata={
+            "failed": [str(row["expectation"]) for row in failed],
+            "expectations": len(report["expectations"]),
+            "report": dg.MetadataValue.path(str(path.with_suffix(".html"))),
+        },
+    )
+
+
+@dg.asset_check(asset="retrieval", blocking=True, description="Recall on the golden dev questions.")
+def retrieval_floor() -> dg.AssetCheckResult:
+    from contracts.params import load_params
+
+    report, path = read_report("data/metrics/retrieval.json")
+    params = load_params(Settings.from_env().root / "params.yaml").retrieval
+    metric = f"recall_at_{params.top_k[-1]}"
+    value = report.get(metric)
+    return dg.AssetCheckResult(
+        passed=value is not None and value >= params.min_recall,
+        metadata={
+            "metric": metric,
+            "value": value if value is not None else "missing",
+            "floor": params.min_recall,
+            "report": dg.MetadataValue.path(str(path.parents[1] / "retrieval" / "report.html")),
+        },
+    )
+
+
+@dg.asset_check(asset="gate", blocking=True, description="The gate's verdict is PASS.")
+def gate_verdict() -> dg.AssetCheckResult:
+    report, path = read_report("data/gate/verdict.json")
+    return dg.AssetCheckResult(
+        passed=report["verdict"] == "PASS",
+        metadata={
+            "verdict": report["verdict"],
+            "reasons": report["reasons"],
+            "report": dg.MetadataValue.path(str(path.with_name("report.html"))),
+        },
+    )
+
+
+CHECKS = [quality_suite, retrieval_floor, gate_verdict]

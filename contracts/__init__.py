@@ -1,0 +1,1 @@
+"""What crosses the doors: records, parameters, settings, errors. Imports nothing of ours."""

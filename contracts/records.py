@@ -1,0 +1,217 @@
+"""Typed records that cross a door: between stages, into the release, over the gateway.
+
+Rows travel as Parquet or JSON; these types say which columns exist and what they mean. They are
+closed: an unknown field is an error, so that a renamed column is found at the door.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+#: The one sentence that means "the documents do not answer this".
+REFUSAL = "The documents do not say."
+
+
+class Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Document(Record):
+    """One document of one source, as accepted text."""
+
+    doc_id: str  # "<source>:<path>"
+    source: str  # the foreach key: docs, dagster
+    path: str  # inside the source: "gates.md", "dagster.AssetSpec"
+    title: str
+    md5: str  # of the source bytes
+    text: str  # byte-exact text, UTF-8
+    git_path: str | None = None  # path in this repository, where it has one: "docs/gates.md"
+
+
+class Chunk(Record):
+    """A span of one document: ``text == document.text[start:end]``."""
+
+    chunk_id: str  # "<doc_id>#<start>-<end>"
+    doc_id: str
+    source: str
+    path: str
+    title: str
+    heading: str  # heading path, " > "-joined; "" at the top
+    start: int  # character offsets into document.text
+    end: int
+    tokens: int  # under the embedding model's tokenizer, specials excluded
+    text_sha: str  # sha256 of text
+    text: str
+
+
+class Passage(Record):
+    """What a prompt shows of a chunk. ``n`` counts from 1 in the order shown."""
+
+    n: int
+    chunk_id: str
+    path: str
+    title: str
+    heading: str
+    text: str  # whitespace-collapsed chunk text
+    score: float  # cosine similarity to the question
+
+
+class Question(Record):
+    """A golden question, written by hand. Unanswerable ones have no source."""
+
+    id: str
+    question: str
+    document: str | None  # path in the repository, "docs/gates.md"
+    section: str | None  # the exact heading
+    answer: str | None  # a sentence of that section, whitespace-collapsed
+    split: Literal["dev", "test"]
+    answerable: bool
+
+
+class Example(Record):
+    """A training or evaluation example: a question, its passages, the answer to give."""
+
+    id: str
+    split: Literal["train", "dev", "test"]
+    question: str
+    document: str | None
+    section: str | None
+    answer: str | None  # None: the right answer is the refusal
+    passages: list[Passage] | None  # None: to be retrieved when it is answered
+    answerable: bool
+
+
+class Citation(Record):
+    """``[n]`` in an answer, resolved to the chunk that it names."""
+
+    n: int
+    chunk_id: str
+    doc_id: str
+    path: str
+    heading: str
+    start: int
+    end: int
+    text: str
+
+
+class Score(Record):
+    """One metric of one answer. ``value`` None is INVALID: never a pass, never averaged over."""
+
+    question_id: str
+    system: Literal["candidate", "base"]
+    metric: str
+    value: float | None
+    reason: str | None = None
+
+
+class Verdict(Record):
+    """What the gate said and why."""
+
+    verdict: Literal["PASS", "FAIL", "INVALID"]
+    reasons: list[str]
+    policy: dict[str, Any]  # the gate block that judged, as it stood
+    checks: list[dict[str, Any]]  # name, kind, value, bound, passed, detail
+    baseline: str | None  # digest of the stable scorecard compared with
+
+
+class Member(Record):
+    """One input of a release, by digest."""
+
+    path: str
+    md5: str  # as dvc.lock holds it (".dir" for folders), or of the file's bytes
+    size: int
+
+
+class Release(Record):
+    """Everything that answers a question, by digest. ``id`` is the hash of all the rest."""
+
+    id: str
+    members: dict[str, Member]  # documents, chunks, index, base_model, adapter, prompts, …
+    prompt: dict[str, str]  # name, version, sha256
+    model: dict[str, Any]  # name, architecture, base and adapter digests
+    gate: dict[str, Any]  # verdict, policy digest, headline numbers
+    eval_set: str  # digest of the golden questions
+    params: dict[str, Any]  # the parameter blocks that shaped it
+    git_commit: str
+
+    @staticmethod
+    def compute_id(body: dict[str, Any]) -> str:
+        """SHA-256 of the canonical JSON of everything but ``id``: first 16 hex digits."""
+        rest = {key: value for key, value in body.items() if key != "id"}
+        text = json.dumps(rest, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+class Channel(Record):
+    """A pointer: which installed release a channel serves, and where its engine answers."""
+
+    name: str
+    release: str
+    engine_url: str  # http://host:port, the OpenAI-compatible root without /v1
+    model: str  # the engine's served model name
+    previous: str | None = None
+
+
+class RequestRecord(Record):
+    """One answered (or failed) request, as the request log keeps it."""
+
+    response_id: str
+    time: str  # RFC 3339, UTC
+    channel: str
+    release: str
+    model: str
+    prompt_version: str
+    question: str
+    answer: str
+    refused: bool
+    stream: bool
+    status: int
+    error: str | None
+    chunk_ids: list[str]
+    cited: list[int]
+    scores: list[float]
+    prompt_tokens: int | None
+    completion_tokens: int | None
+    ttft_ms: float | None
+    latency_ms: float
+    retrieval_ms: float | None
+
+
+class StageExecution(Record):
+    """One execution of a stage's process, spooled for MLflow."""
+
+    stage: str
+    partition: str | None
+    execution: str  # key of the pipeline execution it belongs to
+    process: str | None  # "<pid>-<start ticks>" of the dvc process above; its end means: locked
+    driver: Literal["dvc", "dagster"]
+    dagster_run_id: str | None
+    started: str
+    seconds: float
+    status: Literal["FINISHED", "FAILED"]
+    params: dict[str, Any]
+    metrics: dict[str, float]
+    paths: dict[str, str]
+    git_commit: str | None
+    lock_md5: str | None
+    device: str
+    peak_rss_mb: float
+    error: str | None = None
+
+
+class Usage(Record):
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    total_tokens: int = 0
+
+
+class ChatMessage(BaseModel):
+    """An OpenAI chat message as a client may send it; unknown fields are ignored."""
+
+    model_config = ConfigDict(extra="ignore")
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str = Field(max_length=100_000)

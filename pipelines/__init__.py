@@ -1,0 +1,1 @@
+"""WHEN: jobs, schedules, sensors, and the `ratchet` command."""

@@ -1,0 +1,333 @@
+"""The request log: one row per request, Parquet by UTC day, readable while it is being written.
+
+In: RequestRecords, written by the gateway through :class:`DayWriter`. Out: ``read_day`` and
+``find``. Layout of ``<state>/requests/<YYYY-MM-DD>/``:
+
+* ``<time>-<pid>-<n>.parquet``: complete, written under a temporary name and renamed.
+* ``.<time>-<pid>-<n>.jsonl``: the journal of the file to come. A record is a line of it within
+  milliseconds, so a killed gateway loses what was in its queue and no more; the next gateway turns
+  the journal into Parquet (:func:`recover`). Readers here see journals too; tools that read the
+  folder as Parquet skip names with a leading dot.
+
+``python -m resources.requests --day YYYY-MM-DD --out FILE.parquet`` writes one day as one table,
+and its numbers beside it as ``FILE.json``.
+
+A writer holds a lock on its journal, so a journal without a lock is one whose writer has died.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import re
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from datetime import UTC, date, datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from contracts.errors import InputError, RatchetError
+from contracts.records import RequestRecord
+from contracts.settings import Settings
+
+#: Column by column what :class:`contracts.records.RequestRecord` says.
+SCHEMA = pa.schema(
+    [
+        pa.field("response_id", pa.string(), nullable=False),
+        pa.field("time", pa.string(), nullable=False),
+        pa.field("channel", pa.string(), nullable=False),
+        pa.field("release", pa.string(), nullable=False),
+        pa.field("model", pa.string(), nullable=False),
+        pa.field("prompt_version", pa.string(), nullable=False),
+        pa.field("question", pa.string(), nullable=False),
+        pa.field("answer", pa.string(), nullable=False),
+        pa.field("refused", pa.bool_(), nullable=False),
+        pa.field("stream", pa.bool_(), nullable=False),
+        pa.field("status", pa.int32(), nullable=False),
+        pa.field("error", pa.string()),
+        pa.field("chunk_ids", pa.list_(pa.string()), nullable=False),
+        pa.field("cited", pa.list_(pa.int32()), nullable=False),
+        pa.field("scores", pa.list_(pa.float64()), nullable=False),
+        pa.field("prompt_tokens", pa.int64()),
+        pa.field("completion_tokens", pa.int64()),
+        pa.field("ttft_ms", pa.float64()),
+        pa.field("latency_ms", pa.float64(), nullable=False),
+        pa.field("retrieval_ms", pa.float64()),
+    ]
+)
+#: Response ids name their UTC day, so that `find` opens one folder: resp-20261120-<24 hex>.
+RESPONSE_ID = re.compile(r"resp-(\d{4})(\d{2})(\d{2})-[0-9a-f]{24}")
+
+
+def new_response_id(at: datetime) -> str:
+    """An unguessable id that names the UTC day of ``at``."""
+    return f"resp-{at:%Y%m%d}-{os.urandom(12).hex()}"
+
+
+def read_day(settings: Settings, day: date | str) -> pa.Table:
+    """One UTC day of the log, sorted by time; no rows for a day without requests.
+
+    Args:
+        day: a date, or ``YYYY-MM-DD``.
+
+    Raises InputError naming every file that cannot be read.
+    """
+    offenders: list[str] = []
+    table = _read_folder(_folder(settings, day), offenders)
+    if offenders:
+        raise InputError(
+            f"The request log of {day} cannot be read in full.",
+            where=str(_folder(settings, day)),
+            offenders=offenders,
+            next="move these files away; their requests are lost",
+        )
+    return table.sort_by([("time", "ascending"), ("response_id", "ascending")])
+
+
+def days(settings: Settings) -> list[str]:
+    """The UTC days that have a folder, ``YYYY-MM-DD``, oldest first."""
+    return sorted(path.name for path in settings.requests_dir.glob("[0-9]*-[0-9]*-[0-9]*"))
+
+
+def find(settings: Settings, response_id: str) -> RequestRecord | None:
+    """The record of that response, or None. Files that cannot be read are passed over."""
+    match = RESPONSE_ID.fullmatch(response_id)
+    for day in ["-".join(match.groups())] if match else reversed(days(settings)):
+        table = _read_folder(_folder(settings, day), [])
+        rows = table.filter(pc.equal(table["response_id"], response_id)).to_pylist()
+        if rows:
+            return RequestRecord.model_validate(rows[0])
+    return None
+
+
+def to_table(rows: Iterable[dict[str, Any]]) -> pa.Table:
+    """Rows of RequestRecord fields as the log's table. Raises pyarrow errors for wrong types."""
+    return pa.Table.from_pylist(list(rows), schema=SCHEMA)
+
+
+class DayWriter:
+    """Appends records to the journal of the current file and rolls it into Parquet.
+
+    For one thread. ``append`` makes records readable at once; ``tend`` rolls the file when it has
+    been idle or grown old; ``close`` rolls what is left. OSError (a full disk) passes to the caller
+    with nothing half-written: the journal keeps its whole lines.
+
+    Args:
+        folder: ``Settings.requests_dir``.
+        idle_s: roll after this long without a record.
+        age_s: roll after this long at the latest. Under steady traffic a day has 2,880 files.
+        rows: roll at this many records.
+    """
+
+    def __init__(
+        self, folder: Path, *, idle_s: float = 2.0, age_s: float = 30.0, rows: int = 5000
+    ) -> None:
+        self.folder, self.idle_s, self.age_s, self.rows = folder, idle_s, age_s, rows
+        self._journal: Path | None = None
+        self._handle = -1
+        self._day, self._count, self._opened, self._touched, self._number = "", 0, 0.0, 0.0, 0
+
+    def append(self, records: Sequence[RequestRecord]) -> None:
+        """Write records to the journal of their day."""
+        for record in records:
+            if record.time[:10] != self._day or self._count >= self.rows:
+                self.roll()
+            if self._journal is None:
+                self._open(record.time)
+            line = json.dumps(record.model_dump(), ensure_ascii=False) + "\n"
+            _write_whole(self._handle, line.encode("utf-8", "replace"))
+            self._count += 1
+            self._touched = time.monotonic()
+
+    def tend(self) -> None:
+        """Roll the file if it is due."""
+        now = time.monotonic()
+        if self._journal is not None and (
+            now - self._touched >= self.idle_s or now - self._opened >= self.age_s
+        ):
+            self.roll()
+
+    def roll(self) -> None:
+        """Turn the journal into a Parquet file. A failure leaves the journal, which is readable."""
+        if self._journal is None:
+            return
+        try:
+            _convert(self._journal)
+        finally:
+            os.close(self._handle)
+            self._journal, self._handle, self._day = None, -1, ""
+
+    def close(self) -> None:
+        """Roll what is left."""
+        self.roll()
+
+    def _open(self, moment: str) -> None:
+        day = moment[:10]
+        home = self.folder / day
+        self.folder.mkdir(parents=True, exist_ok=True)
+        home.mkdir(mode=0o700, exist_ok=True)  # full texts: not for other users of the machine
+        stem = f"{datetime.now(UTC):%H%M%S%f}-{os.getpid()}-{self._number}"
+        self._number += 1
+        path = home / f".{stem}.jsonl"
+        self._handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_EXCL, 0o600)
+        fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        self._journal, self._day, self._count = path, day, 0
+        self._opened = self._touched = time.monotonic()
+
+
+def recover(folder: Path) -> int:
+    """Turn the journals of dead writers into Parquet; return how many. Called at gateway start."""
+    done = 0
+    for journal in sorted(folder.glob("[0-9]*/.*.jsonl")):
+        with contextlib.suppress(OSError), journal.open("rb") as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)  # OSError: its writer lives
+            _convert(journal)
+            done += 1
+    for part in folder.glob("[0-9]*/.*.part"):  # a writer died between writing and renaming
+        if time.time() - part.stat().st_mtime > 600:
+            part.unlink(missing_ok=True)
+    return done
+
+
+def _convert(journal: Path) -> None:
+    """Journal to Parquet: temporary file, rename, then the journal goes."""
+    rows, _ = _read_journal(journal)
+    if rows:
+        part = journal.with_suffix(".part")
+        try:
+            pq.write_table(to_table(rows), part, compression="zstd")
+            part.replace(_parquet_of(journal))
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
+    journal.unlink()
+
+
+def _read_journal(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """Whole records of a journal, and how many lines were torn by a kill or a full disk."""
+    rows, torn = [], 0
+    for line in path.read_bytes().split(b"\n"):
+        if not line:
+            continue
+        try:
+            rows.append(RequestRecord.model_validate_json(line).model_dump())
+        except ValueError:
+            torn += 1
+    return rows, torn
+
+
+def _read_folder(folder: Path, offenders: list[str]) -> pa.Table:
+    """Every row of a day. A journal that is rolled while we read is read again as Parquet."""
+    for _ in range(5):
+        journals = sorted(folder.glob(".*.jsonl"))
+        try:
+            live = [
+                row
+                for path in journals
+                if not _parquet_of(path).exists()
+                for row in _read_journal(path)[0]
+            ]
+        except FileNotFoundError:
+            continue
+        names = [path for path in sorted(folder.glob("*.parquet")) if not path.name.startswith(".")]
+        rolled = {_parquet_of(path) for path in journals} & set(names)
+        tables = [to_table(live)]
+        for path in names:
+            try:
+                tables.append(pq.read_table(path, schema=SCHEMA, partitioning=None))
+            except (OSError, pa.ArrowException) as error:
+                offenders.append(f"{path.name}: {' '.join(str(error).split())[:200]}")
+        return _distinct(pa.concat_tables(tables)) if rolled else pa.concat_tables(tables)
+    return to_table([])
+
+
+def _distinct(table: pa.Table) -> pa.Table:
+    """Without repeated response ids: a file was rolled between two looks at the folder."""
+    seen: set[str] = set()
+    keep = []
+    for value in table["response_id"].to_pylist():
+        keep.append(value not in seen)
+        seen.add(value)
+    return table.filter(pa.array(keep, pa.bool_()))
+
+
+def _parquet_of(journal: Path) -> Path:
+    return journal.with_name(journal.name.removeprefix(".").removesuffix(".jsonl") + ".parquet")
+
+
+def _folder(settings: Settings, day: date | str) -> Path:
+    text = day if isinstance(day, str) else day.isoformat()
+    try:
+        date.fromisoformat(text)
+    except ValueError:
+        raise InputError(f"'{text}' is not a day.", next="write YYYY-MM-DD") from None
+    return settings.requests_dir / text
+
+
+def _write_whole(handle: int, line: bytes) -> None:
+    """Append the line or leave the file as it was: a full disk can take half a write."""
+    before = os.fstat(handle).st_size
+    try:
+        written = os.write(handle, line)
+        if written < len(line):
+            raise OSError(28, "No space left on device")
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.ftruncate(handle, before)
+        raise
+
+
+# -- one day as one table ------------------------------------------------------------------------
+
+
+def summary(table: pa.Table, day: str) -> dict[str, Any]:
+    """Numbers of a day: requests, answered, refused, errors, releases, chunks used, tokens."""
+    rows = table.select(["error", "refused", "release", "stream", "completion_tokens"]).to_pylist()
+    answered = [row for row in rows if row["error"] is None]
+    return {
+        "day": day,
+        "requests": len(rows),
+        "answered": len(answered),
+        "refused": sum(row["refused"] for row in answered),
+        "errors": len(rows) - len(answered),
+        "streamed": sum(row["stream"] for row in rows),
+        "completion_tokens": sum(row["completion_tokens"] or 0 for row in rows),
+        "releases": sorted({row["release"] for row in rows if row["release"]}),
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write one day's table and summary; return the exit code."""
+    import argparse
+
+    parser = argparse.ArgumentParser(prog="python -m resources.requests")
+    parser.add_argument("--day", required=True, help="UTC, YYYY-MM-DD")
+    parser.add_argument("--out", type=Path, required=True, help="a .parquet file")
+    given = parser.parse_args(argv)
+    try:
+        table = read_day(Settings.from_env(), given.day)
+    except RatchetError as error:
+        print(f"requests: {error}", file=sys.stderr, flush=True)
+        return error.exit_code
+    numbers = summary(table, given.day)
+    given.out.parent.mkdir(parents=True, exist_ok=True)
+    part = given.out.with_name(given.out.name + ".part")
+    pq.write_table(table, part, compression="zstd")
+    part.replace(given.out)
+    target = given.out.with_suffix(".json")
+    part = target.with_name(target.name + ".part")
+    part.write_text(json.dumps(numbers, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    part.replace(target)
+    print(f"requests: {numbers['requests']} on {given.day}, {numbers['errors']} failed", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Releases to running engines and channels, and back."""

@@ -1,0 +1,1 @@
+"""The OpenAI-compatible service: retrieval, prompt, engine and citations of one release."""

@@ -1,0 +1,124 @@
+"""One request from its arrival to its record: what was asked, found, answered, and how it ended.
+
+The handler fills an Exchange as it goes; whatever happens, ``finish`` turns it into metrics and one
+row of the request log. So a failure, a disconnect and an answer are told in the same way.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from contracts.records import Passage, RequestRecord
+from resources import rag
+from resources.requests import new_response_id
+from serving.gateway.envelope import ApiError
+from serving.gateway.live import Live
+from serving.gateway.metrics import Metrics
+
+
+@dataclass
+class Exchange:
+    """Mutable on purpose and owned by one handler."""
+
+    channel: str
+    arrived: datetime = field(default_factory=lambda: datetime.now(UTC))
+    clock: float = field(default_factory=time.perf_counter)
+    response_id: str = ""
+    live: Live | None = None
+    question: str = ""
+    stream: bool = False
+    passages: list[Passage] = field(default_factory=list)
+    answer: list[str] = field(default_factory=list)
+    refused_by: str = ""  # gateway: no passage was near enough; model: its answer says so
+    error: ApiError | None = None
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    ttft_ms: float | None = None
+    retrieval_ms: float | None = None
+
+    def __post_init__(self) -> None:
+        self.response_id = self.response_id or new_response_id(self.arrived)
+
+    @property
+    def text(self) -> str:
+        """The answer so far, fit for UTF-8."""
+        return "".join(self.answer).encode("utf-8", "replace").decode("utf-8")
+
+    @property
+    def release(self) -> str:
+        return self.live.release if self.live else ""
+
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """What every response to this request carries."""
+        found = [
+            (b"x-request-id", self.response_id.encode()),
+            (b"x-ratchet-response-id", self.response_id.encode()),
+        ]
+        if self.live:
+            found.append((b"x-ratchet-release", self.live.release.encode()))
+        return found
+
+    def first_text(self) -> None:
+        """Note the time of the engine's first text, once."""
+        if self.ttft_ms is None and self.refused_by != "gateway":
+            self.ttft_ms = self._elapsed_ms()
+
+    def usage(self, usage: dict[str, Any] | None) -> None:
+        """Note the engine's count of tokens."""
+        for name in ("prompt_tokens", "completion_tokens"):
+            value = (usage or {}).get(name)
+            if isinstance(value, int):
+                setattr(self, name, value)
+
+    def finish(self, metrics: Metrics) -> RequestRecord:
+        """Count what happened; return the record."""
+        text = self.text
+        if not self.refused_by and self.error is None and rag.is_refusal(text):
+            self.refused_by = "model"
+        unknown = rag.unresolved(text, self.passages)
+        record = self._record(text)
+        metrics.requests.labels(
+            self.error.code if self.error else "ok", record.status, str(self.stream).lower()
+        ).inc()
+        metrics.latency.labels(str(self.stream).lower()).observe(record.latency_ms / 1000)
+        metrics.unknown_citations.inc(len(unknown))
+        if self.ttft_ms is not None:
+            metrics.ttft.observe(self.ttft_ms / 1000)
+        if self.refused_by:
+            metrics.refusals.labels(self.refused_by).inc()
+        if self.error and self.error.code.startswith("engine_"):
+            metrics.engine_errors.labels(self.error.code).inc()
+        metrics.tokens.labels("prompt").inc(self.prompt_tokens or 0)
+        metrics.tokens.labels("completion").inc(self.completion_tokens or 0)
+        return record
+
+    def _record(self, text: str) -> RequestRecord:
+        live = self.live
+        return RequestRecord(
+            response_id=self.response_id,
+            time=self.arrived.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+            channel=self.channel,
+            release=self.release,
+            model=live.channel.model if live else "",
+            prompt_version=live.prompt_version if live else "",
+            question=self.question,
+            answer=text,
+            refused=bool(self.refused_by),
+            stream=self.stream,
+            status=self.error.status if self.error else 200,
+            error=self.error.code if self.error else None,
+            chunk_ids=[passage.chunk_id for passage in self.passages],
+            cited=rag.resolved(text, self.passages),
+            scores=[passage.score for passage in self.passages],
+            prompt_tokens=self.prompt_tokens,
+            completion_tokens=self.completion_tokens,
+            ttft_ms=self.ttft_ms,
+            latency_ms=self._elapsed_ms(),
+            retrieval_ms=self.retrieval_ms,
+        )
+
+    def _elapsed_ms(self) -> float:
+        return round((time.perf_counter() - self.clock) * 1000, 3)

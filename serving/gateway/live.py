@@ -1,0 +1,191 @@
+"""What a channel serves right now: one release's index, prompt and engine, switched as a whole.
+
+In: the channel's pointer file, looked at every half second. Out: ``current``, an immutable Live.
+A new release is opened and warmed before ``current`` moves, so no request waits for it; a request
+takes ``current`` once and keeps it to its end, so nothing is ever mixed. When the new release
+cannot be opened, the old one keeps serving and ``problem`` says why.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+import weakref
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from contracts.errors import RatchetError
+from contracts.params import Vectors
+from contracts.records import Channel
+from contracts.settings import Settings
+from resources import releases
+from resources.rag import Embeds, Rag
+from serving.gateway.metrics import Metrics
+
+log = logging.getLogger("ratchet.gateway.live")
+POLL_SECONDS = 0.5
+RETRY_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class Live:
+    """One release with everything opened."""
+
+    channel: Channel
+    installed: releases.Installed
+    rag: Rag
+    max_tokens: int
+
+    @property
+    def release(self) -> str:
+        return self.installed.id
+
+    @property
+    def prompt_version(self) -> str:
+        prompt = self.rag.prompt
+        return f"{prompt.name}/{prompt.version}"
+
+
+#: Opens the release that a channel points at. Blocks; runs in a thread.
+Opener = Callable[[Channel], Live]
+
+
+def opener(settings: Settings, make_embedder: Callable[[Vectors], Embeds] | None = None) -> Opener:
+    """The real opener. Embedders are shared between releases that use the same model."""
+    embedders: dict[tuple[str, str], Embeds] = {}
+
+    def embedder_of(vectors: Vectors) -> Embeds:
+        key = (vectors.model, vectors.dtype)
+        if key not in embedders:
+            embedders[key] = (make_embedder or _embedder)(vectors)
+        return embedders[key]
+
+    def open_live(channel: Channel) -> Live:
+        from resources.index import open_index
+
+        installed = releases.load(settings, channel.release)
+        answers = installed.answers
+        embedder = embedder_of(installed.vectors)
+        rag = Rag(
+            open_index(installed.index),
+            embedder,
+            installed.prompt(),
+            top_k=answers.top_k,
+            min_score=answers.min_score,
+            sentences=answers.sentences,
+        )
+        rag.messages("ready?", rag.retrieve("ready?"))  # weights, index pages and template are warm
+        # Closed when the last request that uses it is done, so that its files do not pile up.
+        weakref.finalize(rag, rag.index.close)  # type: ignore[attr-defined]
+        return Live(channel, installed, rag, answers.max_tokens)
+
+    return open_live
+
+
+def _embedder(vectors: Vectors) -> Embeds:
+    """One thread: the engine needs the cores. No cache: questions are people's words."""
+    from resources.embedding import Embedder
+
+    return Embedder(vectors.model, vectors.dtype, cache_dir=None, batch=vectors.batch, threads=1)
+
+
+class LiveRelease:
+    """Watches one channel.
+
+    Args:
+        settings: where the pointer stands.
+        channel: its name.
+        open_live: what opens a release; blocking.
+        metrics: told what is served.
+    """
+
+    def __init__(
+        self, settings: Settings, channel: str, open_live: Opener, metrics: Metrics
+    ) -> None:
+        self.settings, self.channel = settings, channel
+        self.current: Live | None = None
+        self.problem: str | None = "the channel was not looked at yet"
+        self.switched = asyncio.Event()  # set at every switch; the prober waits on it
+        self.looked = asyncio.Event()  # set when the first look has ended, whatever came of it
+        self._open, self._metrics = open_live, metrics
+        self._seen: Any = object()
+        self._failed_at = 0.0
+        self._lock = asyncio.Lock()
+        self._thread = ThreadPoolExecutor(1, "open-release")
+
+    async def watch(self) -> None:
+        """Look for ever; run as a task."""
+        while True:
+            try:
+                await self.refresh()
+            except Exception:  # a bug here must not freeze the gateway on an old release
+                log.exception("looking at channel %s failed", self.channel)
+            await asyncio.sleep(POLL_SECONDS)
+
+    async def refresh(self) -> bool:
+        """Look at the pointer now; say whether another release (or engine) is served since."""
+        async with self._lock:
+            signature = self._signature()
+            waiting = self._failed_at and time.monotonic() - self._failed_at < RETRY_SECONDS
+            if signature == self._seen and (not self._failed_at or waiting):
+                return False
+            before = self.current
+            self._seen = signature
+            try:
+                await self._load()
+            finally:
+                self.looked.set()
+            return self.current is not before
+
+    async def now(self, seconds: float) -> Live | None:
+        """What is served; right after the start, wait until the first release is open."""
+        if self.current is None and not self.looked.is_set():
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await self.looked.wait()
+        return self.current
+
+    def close(self) -> None:
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    async def _load(self) -> None:
+        self._failed_at = 0.0
+        try:
+            channel = releases.read_channel(self.settings, self.channel)
+            if channel is None:
+                self._switch(None, f"nothing is deployed on channel '{self.channel}' yet")
+                return
+            if self.current is not None and channel == self.current.channel:
+                return
+            loop = asyncio.get_running_loop()
+            live = await loop.run_in_executor(self._thread, self._open, channel)
+            self._switch(live, None)
+        except (RatchetError, OSError) as error:
+            self._fail(str(error))
+        except Exception as error:  # the index library can raise anything of its own
+            log.exception("release cannot be opened")
+            self._fail(f"{type(error).__name__}: {error}")
+
+    def _switch(self, live: Live | None, problem: str | None) -> None:
+        self.current, self.problem = live, problem
+        if live is None:
+            self._metrics.release.clear()
+            return
+        log.info("channel %s serves release %s", self.channel, live.release)
+        self._metrics.serving(self.channel, live.release, live.channel.model, live.prompt_version)
+        self.switched.set()
+
+    def _fail(self, problem: str) -> None:
+        self._failed_at = time.monotonic()
+        self.problem = f"the release on channel '{self.channel}' cannot be opened: {problem}"
+        log.error("%s", self.problem)
+
+    def _signature(self) -> Any:
+        with contextlib.suppress(OSError):
+            stat = releases.channel_path(self.settings, self.channel).stat()
+            return stat.st_ino, stat.st_mtime_ns, stat.st_size
+        return None

@@ -1,0 +1,92 @@
+"""index: the immutable vector index that retrieval and serving read.
+
+In: chunks and their vectors. Out: a directory as ``resources.index`` describes it, its manifest
+carrying recall@10 measured against exact search over the stored vectors. Below
+``index.min_recall`` the stage fails: a graph that misses neighbours is not served.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from contracts.errors import InputError, QualityError
+from contracts.params import Params
+from contracts.records import Chunk
+from resources.index import VectorIndex, build_index, certify, open_index
+from stages import harness
+from stages.tables import read_table
+from stages.vectors import read_vectors
+
+if TYPE_CHECKING:
+    import numpy as np
+
+#: Neighbours asked for when recall is measured.
+K = 10
+
+#: Two cosines closer than this are a tie: the engine sums in another order than numpy.
+TIE = 1e-5
+
+
+def run(paths: harness.Paths, params: Params) -> dict[str, float]:
+    rows = read_table(paths.chunks, list(Chunk.model_fields)).to_pylist()
+    chunks = [Chunk.model_validate(row) for row in rows]
+    ids, vectors, model = read_vectors(paths.vectors)
+    check_pairs([chunk.chunk_id for chunk in chunks], ids, paths.vectors)
+    manifest = build_index(paths.out, chunks, vectors, params.index, model)
+    with open_index(paths.out) as index:
+        recall, least = measure_recall(index, vectors, params.index.probes)
+    certify(paths.out, {f"recall_at_{K}": recall, "worst_probe": least})
+    kind = "exact search" if manifest["exact"] else "HNSW"
+    harness.progress(
+        f"{len(chunks)} chunks, {kind}, recall@{K} {recall:.4f} against numpy, "
+        f"content {manifest['content'][:16]}"
+    )
+    if recall < params.index.min_recall:
+        raise QualityError(
+            f"The index finds {recall:.4f} of the true {K} nearest neighbours; "
+            f"{params.index.min_recall} is the least that is served.",
+            where="params.yaml: index.min_recall",
+            next="raise index.hnsw_m or index.ef_construct, or exact_below above the chunk count",
+        )
+    return {"chunks": float(len(chunks)), f"recall_at_{K}": recall, "worst_probe": least}
+
+
+def check_pairs(chunks: Sequence[str], vectors: Sequence[str], where: Path) -> None:
+    """Chunks and vectors must name the same ids in the same order."""
+    if list(chunks) == list(vectors):
+        return
+    odd = sorted(set(chunks) ^ set(vectors))
+    raise InputError(
+        f"Chunks and vectors do not belong together: {len(odd)} ids stand in only one of them"
+        + ("." if odd else ", and their order differs."),
+        offenders=odd[:20],
+        where=str(where),
+        next="run the stage vectors again",
+    )
+
+
+def measure_recall(index: VectorIndex, vectors: np.ndarray, probes: int) -> tuple[float, float]:
+    """Mean and worst recall@10 of the index against exact search in numpy.
+
+    Probes lie half-way between two chunks, evenly spread over the index: near to the data as
+    questions are, yet not themselves stored. A hit counts when its similarity reaches that of the
+    true tenth neighbour, so that ties do not count as misses.
+    """
+    import numpy as np
+
+    k, count = min(K, len(vectors)), min(probes, len(vectors))
+    picks = np.linspace(0, len(vectors) - 1, count).astype(int)
+    middle = vectors[picks] + vectors[picks[::-1]]
+    middle /= np.maximum(np.linalg.norm(middle, axis=1, keepdims=True), 1e-9)
+    shares = []
+    for probe in middle:
+        similar = vectors @ probe
+        bound = np.partition(similar, -k)[-k] - TIE
+        shares.append(sum(hit.score >= bound for hit in index.search(probe, k)) / k)
+    return round(float(np.mean(shares)), 6), round(float(np.min(shares)), 6)
+
+
+if __name__ == "__main__":
+    harness.main("index", run, paths=("chunks", "vectors", "out"))

@@ -1,0 +1,144 @@
+"""vectors: one vector a chunk, from the embedding model named in params.yaml.
+
+In: ``chunks.parquet``. Out: a Parquet file (chunk_id, text_sha, vector) in the order of the chunks,
+with the model's name and digest in its schema metadata. Only text that the cache has not seen is
+computed; a text gives the same bytes cold or warm (see ``resources.embedding``), so this output
+depends on its inputs alone. An interrupted run resumes from the cache.
+
+A chunk is embedded with its title and headings before it: a passage from the middle of a section
+seldom names its subject. On the 93 golden dev questions that raised recall@3 from .60 to .68 and
+nDCG@10 from .61 to .66 (recall@10 .83 to .87).
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from contracts.digests import text_sha
+from contracts.errors import InputError
+from contracts.params import Params
+from contracts.settings import Settings
+from resources.embedding import Embedder
+from stages import harness
+from stages.tables import read_table, write_table
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
+
+#: Where the model's description stands in the Parquet schema.
+MODEL_KEY = b"ratchet.model"
+
+#: What is embedded in front of a chunk's text.
+CONTEXT = ("title", "heading")
+
+
+def run(paths: harness.Paths, params: Params) -> dict[str, float]:
+    embedder = Embedder(
+        params.vectors.model,
+        params.vectors.dtype,
+        cache_dir=Settings.from_env().embeddings_dir,
+        batch=params.vectors.batch,
+    )
+    if params.chunks.max_tokens > embedder.max_tokens:
+        raise InputError(
+            f"chunks.max_tokens is {params.chunks.max_tokens}, but {params.vectors.model} reads "
+            f"{embedder.max_tokens} tokens and would cut the rest off silently.",
+            where="params.yaml: chunks.max_tokens",
+            next=f"set it to at most {embedder.max_tokens}",
+        )
+    chunks = read_table(paths.chunks, ["chunk_id", "text_sha", *CONTEXT, "tokens", "text"])
+    rows = chunks.to_pylist()
+    check_hashes(rows, paths.chunks)
+    clock = time.monotonic()
+    texts = [embedded_text(row, embedder) for row in rows]
+    vectors = embedder.embed(texts, progress_lines(clock))
+    seconds = time.monotonic() - clock
+    write_vectors(paths.out, chunks, vectors, embedder.describe())
+    rate = f", {embedder.computed / seconds:.0f}/s" if embedder.computed else ""
+    harness.progress(
+        f"{len(rows)} vectors: {embedder.computed} computed in {seconds:.1f} s{rate}; "
+        f"{embedder.cached} from the cache"
+    )
+    return {"vectors": float(len(rows)), "dimension": float(embedder.dimension)}
+
+
+def embedded_text(row: dict[str, Any], embedder: Embedder) -> str:
+    """What is embedded for a chunk: its headings, then its text; the text alone where both together
+    exceed what the model reads, so that the text itself is never cut.
+    """
+    title, heading, text = row["title"], row["heading"], str(row["text"])
+    context = heading if heading.startswith(title) else f"{title}: {heading}".rstrip(": ")
+    room = embedder.max_tokens - row["tokens"]
+    if len(context) > room:  # a token has at least one character: most need no counting
+        room -= len(embedder.tokenizer.encode(context, add_special_tokens=False).ids)
+    return f"{context}\n{text}" if room >= 0 else text
+
+
+def check_hashes(rows: list[dict[str, Any]], where: Path) -> None:
+    """Refuse chunks whose text is not what their hash says, and repeated chunk ids."""
+    wrong = [row["chunk_id"] for row in rows if text_sha(row["text"]) != row["text_sha"]]
+    ids = [row["chunk_id"] for row in rows]
+    if wrong or len(set(ids)) != len(ids) or not rows:
+        raise InputError(
+            f"Chunks are damaged: {len(wrong)} texts do not match their hash, "
+            f"{len(ids) - len(set(ids))} ids are repeated, {len(ids)} rows in all.",
+            offenders=wrong[:20],
+            where=str(where),
+            next="run the stage chunks again",
+        )
+
+
+def progress_lines(started: float, every: float = 5.0) -> Any:
+    """A progress callback that prints rate and time left, at most every ``every`` seconds."""
+    last = started
+
+    def report(done: int, total: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last < every and done < total:
+            return
+        last = now
+        rate = done / max(now - started, 1e-9)
+        left = (total - done) / rate
+        harness.progress(f"embedded {done}/{total} new texts, {rate:.0f}/s, {left:.0f} s left")
+
+    return report
+
+
+def write_vectors(path: Path, chunks: pa.Table, vectors: np.ndarray, model: dict[str, Any]) -> None:
+    """Write (chunk_id, text_sha, vector) with the model's description."""
+    import pyarrow as pa
+
+    values = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1])
+    table = pa.table(
+        {"chunk_id": chunks["chunk_id"], "text_sha": chunks["text_sha"], "vector": values}
+    )
+    metadata = {MODEL_KEY: json.dumps(model, sort_keys=True).encode()}
+    write_table(path, table.replace_schema_metadata(metadata))
+
+
+def read_vectors(path: Path) -> tuple[list[str], np.ndarray, dict[str, Any]]:
+    """Chunk ids, vectors (float32, (rows, dimension)) and the model's description.
+
+    Raises InputError when the file is no output of this stage.
+    """
+    table = read_table(path, ["chunk_id", "vector"])
+    metadata = table.schema.metadata or {}
+    if MODEL_KEY not in metadata:
+        raise InputError(
+            "These vectors do not say which model made them.",
+            where=str(path),
+            next="run the stage vectors again",
+        )
+    model: dict[str, Any] = json.loads(metadata[MODEL_KEY])
+    column = table["vector"].combine_chunks()
+    vectors = column.flatten().to_numpy(zero_copy_only=False).reshape(len(table), -1)
+    return table["chunk_id"].to_pylist(), vectors, model
+
+
+if __name__ == "__main__":
+    harness.main("vectors", run, paths=("chunks", "out"))

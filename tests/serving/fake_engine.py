@@ -1,0 +1,203 @@
+"""An OpenAI-compatible engine that speaks vLLM's dialect and fails on request.
+
+A user message with ``fault:<name>`` in it gets that fault. Runs in a thread with its own loop and
+real sockets, so that resets, stalls and disconnects are what they are in life.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import threading
+from typing import Any
+
+from aiohttp import web
+
+ANSWER = "Fact 1 is größer than ☃. [1] Fact 9 too. [9]"
+
+
+class FakeEngine:
+    """Start with ``with FakeEngine() as engine``; ``engine.url`` answers."""
+
+    def __init__(self, name: str = "nano", answer: str = ANSWER, pause: float = 0.0) -> None:
+        self.name, self.answer, self.pause = name, answer, pause
+        self.bodies: list[dict[str, Any]] = []  # what the engine was asked
+        self.headers: list[dict[str, str]] = []
+        self.open = 0  # generations being worked on
+        self.aborted = 0  # generations whose client left
+        self.healthy = True
+        self.tokens = 1  # what a probe gets
+        self.words = r"\S+\s*"  # how the answer is cut into chunks
+        self.url = ""
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._started = threading.Event()
+
+    def __enter__(self) -> FakeEngine:
+        self._thread.start()
+        assert self._started.wait(10)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Close the listening socket and every connection, as a killed engine does."""
+        if not self._loop.is_closed():
+            asyncio.run_coroutine_threadsafe(self._runner.cleanup(), self._loop).result(10)
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join(10)
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        self._loop.run_until_complete(self._start())
+        self._started.set()
+        self._loop.run_forever()
+        self._loop.close()
+
+    async def _start(self) -> None:
+        app = web.Application(client_max_size=1 << 24)
+        app.router.add_get("/health", self._health)
+        app.router.add_get("/metrics", self._metrics)
+        app.router.add_post("/v1/chat/completions", self._chat)
+        self._runner = web.AppRunner(app, shutdown_timeout=0.1, handler_cancellation=True)
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, "127.0.0.1", 0)
+        await site.start()
+        self.url = f"http://127.0.0.1:{self._runner.addresses[0][1]}"
+
+    async def _health(self, request: web.Request) -> web.Response:
+        return web.Response(status=200 if self.healthy else 503)
+
+    async def _metrics(self, request: web.Request) -> web.Response:
+        return web.Response(text=f'vllm:num_requests_running{{engine="0"}} {float(self.open)}\n')
+
+    async def _chat(self, request: web.Request) -> web.StreamResponse:
+        body = await request.json()
+        if not body.get("stream"):  # a probe
+            usage = {"prompt_tokens": 1, "completion_tokens": self.tokens}
+            return web.json_response({"choices": [{"message": {"content": "x"}}], "usage": usage})
+        self.bodies.append(body)
+        self.headers.append(dict(request.headers))
+        found = re.search(r"fault:([a-z0-9-]+)", body["messages"][-1]["content"])
+        fault = found.group(1) if found else ""
+        self.open += 1
+        try:
+            return await self._answer(request, body, fault)
+        except (asyncio.CancelledError, ConnectionResetError):
+            self.aborted += 1
+            raise
+        finally:
+            self.open -= 1
+
+    async def _answer(
+        self, request: web.Request, body: dict[str, Any], fault: str
+    ) -> web.StreamResponse:
+        refused = _refusal(fault)
+        if refused:
+            return refused
+        if fault == "hang":
+            await asyncio.sleep(3600)
+        response = web.StreamResponse(headers={"content-type": "text/event-stream"})
+        await response.prepare(request)
+        end = b"\r\n\r\n" if fault == "crlf" else b"\n\n"
+
+        async def put(value: dict[str, Any] | bytes) -> None:
+            data = (
+                value
+                if isinstance(value, bytes)
+                else json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode()
+            )
+            raw = b"data: " + data + end
+            if fault == "split":  # every byte on its own: characters and frames come in pieces
+                for at in range(len(raw)):
+                    await response.write(raw[at : at + 1])
+                    await asyncio.sleep(0)
+            else:
+                await response.write(raw)
+
+        error = {"error": {"message": "the engine is out of luck", "code": 500}}
+        if fault == "error-first":
+            await put(error)
+            await put(b"[DONE]")
+            return response
+        head = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 7,
+                "model": self.name}  # fmt: skip
+
+        def chunk(delta: dict[str, Any], finish: str | None = None) -> dict[str, Any]:
+            return {
+                **head,
+                "choices": [
+                    {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}
+                ],
+            }
+
+        await put(chunk({"role": "assistant", "content": ""}))
+        words = re.findall(self.words, self._text(body))
+        for number, word in enumerate(words):
+            if number == 2 and fault in _MIDDLE:
+                return await _break(fault, request, response, put, error)
+            await response.write(b": keep-alive\n\n" if fault == "comments" else b"")
+            if fault == "slow" or self.pause:
+                await asyncio.sleep(self.pause or 0.05)
+            await put(chunk({"content": word}))
+        await put(chunk({"content": ""}, "stop"))
+        if fault == "no-usage":
+            await put(b"[DONE]")
+            return response
+        usage = {"prompt_tokens": 20, "completion_tokens": len(words), "total_tokens": 99}
+        await put({**head, "choices": [], "usage": usage})
+        await put(b"[DONE]")
+        return response
+
+    def _text(self, body: dict[str, Any]) -> str:
+        """The answer; ``{mark}`` is replaced by the mark in the prompt."""
+        found = re.search(r"\((\w+)\)", body["messages"][0]["content"])
+        return self.answer.replace("{mark}", found.group(1) if found else "?")
+
+
+_MIDDLE = {"error-mid", "overloaded-mid", "stall-mid", "reset-mid", "eof", "garbage", "endless"}
+
+
+def _refusal(fault: str) -> web.Response | None:
+    context = (
+        "This model's maximum context length is 1024 tokens. However, your prompt contains at "
+        "least 1025 input tokens."
+    )
+    found = {
+        "503": (503, {"error": {"message": "queue", "code": 503}}),
+        "500": (500, {"error": {"message": "secret traceback", "code": 500}}),
+        "context": (400, {"error": {"message": context, "code": 400}}),
+        "html": (502, None),
+    }.get(fault)
+    if found is None:
+        return None
+    status, value = found
+    return (
+        web.json_response(value, status=status)
+        if value
+        else web.Response(status=status, text="<html>bad gateway</html>")
+    )
+
+
+async def _break(
+    fault: str, request: web.Request, response: web.StreamResponse, put: Any, error: dict[str, Any]
+) -> web.StreamResponse:
+    """The ways in which a stream ends badly."""
+    if fault == "error-mid":
+        await put(error)
+        await put(b"[DONE]")
+    elif fault == "overloaded-mid":
+        await put({"error": {"message": "queue", "code": 503}})
+    elif fault == "garbage":
+        await put(b"{not json")
+    elif fault == "endless":
+        for _ in range(40):
+            await response.write(b"x" * 65536)
+    elif fault == "stall-mid":
+        await asyncio.sleep(3600)
+    elif fault == "reset-mid":
+        assert request.transport is not None
+        request.transport.abort()
+    return response
