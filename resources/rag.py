@@ -44,6 +44,7 @@ class Embeds(Protocol):
     """What is needed of an embedder (resources.embedding.Embedder)."""
 
     def embed(self, texts: list[str]) -> Any: ...
+    def embed_questions(self, texts: list[str]) -> Any: ...
 
 
 class Rag:
@@ -79,7 +80,7 @@ class Rag:
         """:meth:`retrieve` for several questions with one call of the embedder."""
         if not questions:
             return []
-        vectors = self.embedder.embed([question.strip() for question in questions])
+        vectors = self.embedder.embed_questions([question.strip() for question in questions])
         hits = [self.index.search(vector, self.top_k) for vector in vectors]
         if self.sentences is None:
             return [passages_of(found, self.min_score) for found in hits]

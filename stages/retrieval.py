@@ -135,7 +135,7 @@ def ask(
             where="data/golden/questions.yaml",
             next="correct document and section, or look for the document in data/quality",
         )
-    vectors = embedder.embed([item.question for item in questions])
+    vectors = embedder.embed_questions([item.question for item in questions])
     results = []
     for item, vector in zip(questions, vectors, strict=True):
         hits = index.search(vector, depth)

@@ -66,6 +66,14 @@ def test_meaning_is_near(embedder: Embedder) -> None:
     assert a @ b > a @ c + 0.2
 
 
+def test_a_question_costs_no_filling_and_means_the_same(embedder: Embedder) -> None:
+    some = texts(6, longest=60)
+    alone = embedder.embed_questions(some)
+    assert (alone[2:3] == embedder.embed_questions(some[2:3])).all()
+    assert (np.sum(alone * embedder.embed(some), axis=1) > 0.9995).all()
+    assert embedder.embed_questions([]).shape == (0, 384)
+
+
 def test_bits_do_not_depend_on_the_batch(embedder: Embedder) -> None:
     """The reason why vectors.parquet does not depend on the cache's history."""
     some = texts(24, longest=230)

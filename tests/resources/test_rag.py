@@ -52,6 +52,8 @@ class Embedder:
         self.texts += texts
         return np.zeros((len(texts), 4), np.float32)
 
+    embed_questions = embed
+
 
 def passages(count: int = 3) -> list[Passage]:
     return passages_of([Hit(chunk(n * 10), 0.9 - n / 10) for n in range(count)])
@@ -86,6 +88,8 @@ class Spelling:
         self.calls.append(texts)
         rows = np.array([[text.count(letter) for letter in "abc"] for text in texts], np.float32)
         return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-9)
+
+    embed_questions = embed
 
 
 def test_sentences_most_like_the_question_are_shown_best_first() -> None:

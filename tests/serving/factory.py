@@ -114,6 +114,8 @@ class LengthEmbedder:
     def embed(self, texts: list[str]) -> Any:
         return np.array([[0.0 if "unrelated" in text else 0.9] for text in texts], np.float32)
 
+    embed_questions = embed
+
 
 def open_json_live(settings: Settings) -> Any:
     """An opener for JsonIndex releases; all else is the real thing."""
