@@ -31,10 +31,16 @@ class Source(Block):
 
     uri: str
     path: str
+    include: list[str] = []  # globs inside the source; none: every format that can be read
+    exclude: list[str] = []
+    licence: str | None = None  # SPDX identifier, kept with every document
+    revision: str | None = None  # of a git source: a commit, or a tag or branch
 
 
 class Documents(Block):
     sources: dict[str, Source]
+    engine: Literal["local", "ray"] = "local"
+    max_bytes: int = Field(default=16 << 20, ge=1)  # larger files go to quarantine unread
 
 
 class Quality(Block):
@@ -49,20 +55,37 @@ class Quality(Block):
 
 class Chunks(Block):
     max_tokens: int = Field(ge=16, le=254)  # MiniLM cuts at 256, two of them special
+    strategy: Literal["structure", "recursive", "fixed", "code"] = "structure"
+    engine: Literal["local", "ray"] = "local"
 
 
 class Vectors(Block):
     model: str
     batch: int = Field(ge=1)
     dtype: Literal["float32", "bfloat16"]
+    backend: Literal["torch", "openai"] = "torch"  # openai: EMBEDDINGS_URL, any such server
+    device: Literal["cpu", "cuda"] = "cpu"  # of torch
+    engine: Literal["local", "ray"] = "local"
+
+
+class Search(Block):
+    """How chunks are found. Chosen on the dev questions, confirmed on test: see the report."""
+
+    mode: Literal["dense", "sparse", "fused"] = "dense"
+    rrf_k: int = Field(default=60, ge=1)  # of reciprocal rank fusion; 60 is the paper's
+    weights: tuple[float, float] = (1.0, 1.0)  # dense, sparse
+    depth: int = Field(default=50, ge=1)  # candidates of each side
+    ef: int = Field(default=128, ge=1)  # of HNSW
 
 
 class Index(Block):
+    search: Search = Search()
     hnsw_m: int = Field(ge=4)
     ef_construct: int = Field(ge=8)
     exact_below: int = Field(ge=0)  # up to this many chunks search is exact
     min_recall: float = Field(ge=0, le=1)  # recall@10 against exact search
     probes: int = Field(ge=1)  # vectors used to measure it
+    keep: int = Field(default=3, ge=1)  # published versions kept for rollback
 
 
 class Retrieval(Block):

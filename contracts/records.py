@@ -20,6 +20,14 @@ class Record(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class Heading(Record):
+    """One heading of a document."""
+
+    level: int  # 1 is the highest
+    title: str
+    start: int  # character offset of its line in the document's text
+
+
 class Document(Record):
     """One document of one source, as accepted text."""
 
@@ -30,6 +38,11 @@ class Document(Record):
     md5: str  # of the source bytes
     text: str  # byte-exact text, UTF-8
     git_path: str | None = None  # path in this repository, where it has one: "docs/gates.md"
+    # How ``text`` is structured. Text formats keep their bytes; html, pdf and docx are extracted.
+    format: Literal["markdown", "rst", "text", "code", "docstring"] = "text"
+    language: str = ""  # of prose: ISO 639-1 ("en"); of code: Pygments' alias ("python")
+    licence: str | None = None  # SPDX, as the source declares it
+    headings: list[Heading] = []  # in order; the tree follows from the levels
 
 
 class Chunk(Record):
@@ -46,6 +59,20 @@ class Chunk(Record):
     tokens: int  # under the embedding model's tokenizer, specials excluded
     text_sha: str  # sha256 of text
     text: str
+    format: str = "text"  # as the document's, like language and licence: searches filter by them
+    language: str = ""
+    licence: str | None = None
+
+
+class Filter(Record):
+    """Which chunks a search may return; an empty list does not restrict."""
+
+    sources: list[str] = []
+    paths: list[str] = []  # exact
+    formats: list[str] = []
+    languages: list[str] = []
+    licences: list[str] = []
+    without_documents: list[str] = []  # doc_ids that must not appear: tombstones
 
 
 class Passage(Record):

@@ -96,6 +96,11 @@ class Settings:
         return self.state_dir / "embeddings"
 
     @property
+    def caches_dir(self) -> Path:
+        """Content-addressed caches other than embeddings: may be deleted at any time."""
+        return self.state_dir / "caches"
+
+    @property
     def monitoring_dir(self) -> Path:
         """Results of the dated assets: <YYYY-MM-DD>/*.json."""
         return self.state_dir / "monitoring"

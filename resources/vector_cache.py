@@ -1,105 +1,43 @@
-"""Vectors by the text they stand for: a content-addressed cache on disk.
+"""Vectors by the text they stand for: float32, byte for byte as they were computed.
 
-In: SHA-256 of texts. Out: float32 vectors, byte for byte as they were computed. One SQLite file a
-model digest, in write-ahead mode: several processes may read and write it at once, and a killed
-one loses only its last uncommitted batch. Each row carries its CRC; a row that does not check is
-treated as absent and is written anew. A file that is no database is moved aside.
+In: SHA-256 of texts. Out: their vectors. One file a model digest; see ``resources.content_cache``.
 """
 
 from __future__ import annotations
 
-import sqlite3
-import threading
-import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from resources.content_cache import ContentCache
+
 if TYPE_CHECKING:
     import numpy as np
-
-_SCHEMA = (
-    "CREATE TABLE IF NOT EXISTS vectors "
-    "(sha BLOB PRIMARY KEY, crc INTEGER NOT NULL, vector BLOB NOT NULL)"
-)
-_GET = "SELECT sha, crc, vector FROM vectors WHERE sha IN ({})"
-_LOOKUP = 500  # keys a query: SQLite's safe limit of variables is 999
 
 
 class VectorCache:
     """The cache of one model. ``dimension`` is checked on every row."""
 
     def __init__(self, path: Path, dimension: int) -> None:
-        self.path, self._dimension = path, dimension
-        self._lock = threading.Lock()  # one connection, used by any thread
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._db = self._open()
-
-    def _open(self) -> sqlite3.Connection:
-        try:
-            return self._connect()
-        except sqlite3.DatabaseError as error:
-            if isinstance(error, sqlite3.OperationalError):
-                raise  # locked, disk full, read-only: not a corrupt file
-            self._set_aside()
-            return self._connect()
-
-    def _connect(self) -> sqlite3.Connection:
-        db = sqlite3.connect(self.path, timeout=60, check_same_thread=False)
-        try:
-            db.execute("PRAGMA journal_mode=WAL")
-            db.execute("PRAGMA synchronous=NORMAL")
-            db.execute(_SCHEMA)
-            db.commit()
-        except sqlite3.Error:
-            db.close()
-            raise
-        return db
-
-    def _set_aside(self) -> None:
-        """Move a damaged file out of the way; its vectors are computed again."""
-        self.path.replace(self.path.with_name(self.path.name + ".corrupt"))
-        for ending in ("-wal", "-shm"):
-            self.path.with_name(self.path.name + ending).unlink(missing_ok=True)
+        self.path = path
+        self._entries, self._dimension = ContentCache(path), dimension
 
     def get(self, keys: Sequence[str]) -> dict[str, np.ndarray]:
         """Vectors of those keys (hex SHA-256) that are present and whole."""
         import numpy as np
 
-        found: dict[str, np.ndarray] = {}
-        for start in range(0, len(keys), _LOOKUP):
-            part = [bytes.fromhex(key) for key in keys[start : start + _LOOKUP]]
-            for sha, crc, blob in self._rows(_GET.format(",".join("?" * len(part))), part):
-                if len(blob) == 4 * self._dimension and zlib.crc32(sha + blob) == crc:
-                    found[sha.hex()] = np.frombuffer(blob, dtype="<f4")
-        return found
-
-    def _rows(self, query: str, values: list[bytes]) -> list[tuple[bytes, int, bytes]]:
-        """Rows of a query; a file that turns out damaged is set aside and counts as empty."""
-        with self._lock:
-            try:
-                return self._db.execute(query, values).fetchall()
-            except sqlite3.OperationalError:
-                raise
-            except sqlite3.DatabaseError:
-                self._db.close()
-                self._set_aside()
-                self._db = self._connect()
-                return []
+        return {
+            key: np.frombuffer(value, dtype="<f4")
+            for key, value in self._entries.get(keys).items()
+            if len(value) == 4 * self._dimension
+        }
 
     def put(self, vectors: Mapping[str, np.ndarray]) -> None:
         """Store float32 vectors under their keys, all or none of them."""
-        rows = []
-        for key, vector in vectors.items():
-            sha, blob = bytes.fromhex(key), vector.astype("<f4").tobytes()
-            rows.append((sha, zlib.crc32(sha + blob), blob))
-        with self._lock, self._db:
-            self._db.executemany("INSERT OR REPLACE INTO vectors VALUES (?, ?, ?)", rows)
+        self._entries.put({key: row.astype("<f4").tobytes() for key, row in vectors.items()})
 
     def __len__(self) -> int:
-        with self._lock:
-            return int(self._db.execute("SELECT count(*) FROM vectors").fetchone()[0])
+        return len(self._entries)
 
     def close(self) -> None:
-        with self._lock:
-            self._db.close()
+        self._entries.close()

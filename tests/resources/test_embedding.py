@@ -151,9 +151,9 @@ def test_a_corrupt_entry_is_computed_again(cached: Embedder) -> None:
     path = cached.cache.path
     with sqlite3.connect(path) as db:
         key = bytes.fromhex(text_sha(some[1]))
-        db.execute("UPDATE vectors SET vector = zeroblob(1536) WHERE sha = ?", [key])
+        db.execute("UPDATE entries SET value = zeroblob(1536) WHERE sha = ?", [key])
         key = bytes.fromhex(text_sha(some[2]))
-        db.execute("UPDATE vectors SET vector = x'00' WHERE sha = ?", [key])
+        db.execute("UPDATE entries SET value = x'00' WHERE sha = ?", [key])
     db.close()
     again = cached.embed(some)
     assert (cached.cached, cached.computed) == (2, 2)
