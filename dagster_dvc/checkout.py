@@ -248,6 +248,8 @@ class Held:
                 makers.append(f"{dep.path}.dvc")
             targets.update(dict.fromkeys(makers, dep.path))
         if targets:
+            for name in targets:
+                self.drop_damaged(name)
             self.dvc("checkout", *targets)
             wanted = [name for name, path in targets.items() if not self._there(path)]
             if wanted and state.manifest.remote:
@@ -276,6 +278,20 @@ class Held:
                 advice = "no stage makes it: add the file, or correct the path in dvc.yaml"
             lines.append(f"  {dep.path}: {advice}")
         return "\n".join(lines)
+
+    def drop_damaged(self, stage: str) -> bool:
+        """Whether the cache held damaged bytes of a stage's output; they are gone from it then."""
+        locked = self._lock_or_empty().get(stage)
+        cache = self.project.manifest().cache
+        dropped = repair.drop_damaged_objects(
+            cache, [file.md5 for file in locked.outs.values()] if locked else []
+        )
+        if dropped:
+            self._emit(
+                f"[dagster_dvc] {len(dropped)} cached objects of {stage} were damaged and are "
+                f"removed: {', '.join(dropped[:5])}"
+            )
+        return bool(dropped)
 
     # -- before, after, and in place of a run --------------------------------------------------
 

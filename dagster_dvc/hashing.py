@@ -22,7 +22,8 @@ _ALWAYS_IGNORED = {".git", ".hg", ".dvc"}
 _REMEMBER_FROM_BYTES = 4 << 20  # hashing less costs under 10 ms; more is remembered by stat
 
 
-def _md5_of_file(path: Path) -> str:
+def md5_of_file(path: Path) -> str:
+    """The md5 of a file's bytes, in hex."""
     digest = hashlib.md5(usedforsecurity=False)
     with path.open("rb") as stream:
         while block := stream.read(1 << 20):
@@ -107,11 +108,11 @@ class Hasher:
     def _file(self, path: Path) -> str:
         stat = path.stat()
         if stat.st_size < _REMEMBER_FROM_BYTES or self._memory is None:
-            return _md5_of_file(path)
+            return md5_of_file(path)
         seen = [stat.st_size, stat.st_mtime_ns, stat.st_ino]
         known = self._load()
         if known.get(str(path), [None])[:3] != seen:
-            known[str(path)] = [*seen, _md5_of_file(path)]
+            known[str(path)] = [*seen, md5_of_file(path)]
             self._save()
         return str(known[str(path)][3])
 

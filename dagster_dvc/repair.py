@@ -13,10 +13,12 @@ import json
 import os
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from .hashing import directory_entries, md5_of_file
 
 TOKEN = "DAGSTER_DVC_TOKEN"  # in the environment of every process of a run
 
@@ -119,3 +121,27 @@ def _alive(who: Mapping[str, Any]) -> bool:
     words = command.decode(errors="replace").rstrip("\0").split("\0")
     tails = (" ".join(words[first:]) for first in range(1, len(words)))
     return told in words or any(told.endswith(f" {tail}") for tail in tails)
+
+
+def drop_damaged_objects(cache: Path, md5s: Iterable[str]) -> list[str]:
+    """Remove cached objects whose bytes are not what their name says.
+
+    DVC trusts an object that is write-protected, as all of its own are, and would copy damaged
+    bytes into the workspace as the stage's output.
+
+    Args:
+        cache: DVC's folder of file objects (``.dvc/cache/files/md5``).
+        md5s: of files and folders (``….dir``), whose files are looked at too.
+
+    Returns:
+        The hashes of the objects that were removed.
+    """
+    dropped: list[str] = []
+    for md5 in md5s:
+        inside = (directory_entries(cache, md5) or {}) if md5.endswith(".dir") else {}
+        for name in dict.fromkeys([md5, *inside.values()]):
+            path = cache / name[:2] / name[2:]
+            if path.is_file() and md5_of_file(path) != name.removesuffix(".dir"):
+                path.unlink()
+                dropped.append(name)
+    return dropped

@@ -147,6 +147,11 @@ class LocalRunner:
             arguments = ["--pull"] if self.pull and request.project.manifest().remote else []
             finished = reproduce(held, request, arguments, env=self.env, grace_s=self.grace_s)
             how = decision(request.node.name, finished.lines) or UNCHANGED
+            if how in (RUN_CACHE, PULLED) and held.drop_damaged(request.node.name):
+                # Forced: DVC believes that it has just restored the stage.
+                again = ["--force", "--no-run-cache"]
+                finished = reproduce(held, request, again, env=self.env, grace_s=self.grace_s)
+                how = RAN
             return StageResult(
                 how=how,
                 seconds=time.monotonic() - started,

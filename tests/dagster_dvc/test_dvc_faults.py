@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -314,3 +316,40 @@ def test_nothing_is_written_into_the_projects_tree(done: DvcProject) -> None:
     done.state()
     hold(done, Patience(), [])
     assert {p for p in done.root.rglob("*") if ".dvc/tmp" not in str(p)} == before
+
+
+@pytest.mark.parametrize("protected", [True, False], ids=["read-only", "writable"])
+def test_a_corrupted_cache_object_is_never_taken_for_the_output(
+    done: DvcProject, instance: dg.DagsterInstance, protected: bool
+) -> None:
+    """Damaged bytes under the right name: the stage runs again, nothing is built on them."""
+    good = (done.root / "out/report.txt").read_bytes()
+    md5 = hashlib.md5(good, usedforsecurity=False).hexdigest()
+    cached = done.dvc_dir / "cache/files/md5" / md5[:2] / md5[2:]
+    cached.chmod(0o644)
+    cached.write_bytes(b"these are not the bytes\n")
+    if protected:
+        cached.chmod(0o444)
+    (done.root / "out/report.txt").unlink()
+    assets = definitions(done, LocalRunner())
+    assert materialize(assets, instance, "report").success
+    assert (done.root / "out/report.txt").read_bytes() == good
+    assert cached.read_bytes() == good
+
+
+def test_a_corrupted_input_is_not_checked_out(
+    done: DvcProject, instance: dg.DagsterInstance
+) -> None:
+    """The maker of a missing input has damaged bytes in the cache: it is named, nothing runs."""
+    words = done.root / "out/merged/words.txt"
+    md5 = hashlib.md5(words.read_bytes(), usedforsecurity=False).hexdigest()
+    cached = done.dvc_dir / "cache/files/md5" / md5[:2] / md5[2:]
+    cached.chmod(0o644)
+    cached.write_bytes(b"these are not the bytes\n")
+    cached.chmod(0o444)
+    shutil.rmtree(done.root / "out/merged")
+    edit(done.root / "params.yaml", "title: ", "title: another ")
+    result = materialize(definitions(done, LocalRunner()), instance, "report", raise_on_error=False)
+    assert not result.success
+    assert "materialize merged again" in str(failure(result).error)
+    assert not words.exists()
