@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import signal
 import subprocess
@@ -13,14 +12,7 @@ from pathlib import Path
 
 from contracts.errors import ServiceError
 from pipelines.status import answers
-
-_PR_SET_PDEATHSIG = 1  # prctl(2)
-
-
-def _die_with_parent() -> None:
-    """Run in the child before exec: SIGTERM when the parent dies, even by SIGKILL (Linux only)."""
-    with contextlib.suppress(OSError):
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+from resources.processes import die_with_parent
 
 
 @dataclass
@@ -46,7 +38,7 @@ class Service:
                 stdout=stream,
                 stderr=stream,
                 start_new_session=True,  # Ctrl-C reaches us alone; we end the rest in order
-                preexec_fn=_die_with_parent,
+                preexec_fn=die_with_parent,
             )
 
     def wait_ready(self, timeout: float) -> None:

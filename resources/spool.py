@@ -102,16 +102,6 @@ def start_tracking(settings: Settings) -> None:
         )
 
 
-def alive(process: str) -> bool:
-    """Whether the process ``<pid>-<start ticks>`` still runs; a recycled pid does not count."""
-    pid, _, ticks = process.partition("-")
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return False
-    return stat[19] == ticks and stat[0] != "Z"
-
-
 def lock_md5(root: Path) -> str | None:
     """MD5 of dvc.lock, if there is one."""
     lock = root / "dvc.lock"

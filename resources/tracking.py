@@ -27,7 +27,7 @@ from contracts import offline
 from contracts.errors import ServiceError
 from contracts.records import StageExecution
 from contracts.settings import Settings
-from resources import spool
+from resources import processes, spool
 
 EXPERIMENT = "ratchet"
 LINGER = 8.0  # seconds: importing MLflow again for the next stage costs 5 CPU seconds
@@ -283,7 +283,8 @@ def flush(settings: Settings, tracking: Tracking | None = None) -> tuple[int, in
         execution = read_record(path)
         if execution is None:
             continue
-        if execution.process and spool.alive(execution.process):
+        pid, _, ticks = (execution.process or "0-0").partition("-")
+        if processes.alive(int(pid), int(ticks)):
             waiting += 1
             continue
         tracking = tracking or Tracking(settings)

@@ -22,9 +22,9 @@ from typing import Any
 from contracts.errors import RatchetError, ServiceError
 from contracts.records import Channel
 from contracts.settings import Settings
-from resources import releases
+from resources import processes, releases
 from resources.rag import Rag
-from serving.engines import probe, processes
+from serving.engines import probe
 from serving.engines.record import EngineRecord, list_records, read_record, stop
 
 #: Any question will do: passages are taken whatever their score, and a token must come out.

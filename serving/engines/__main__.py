@@ -20,7 +20,7 @@ from typing import Any
 from contracts import offline
 from contracts.errors import RatchetError
 from contracts.settings import Settings
-from serving.engines import processes
+from resources import processes
 from serving.engines.launch import read_launch
 from serving.engines.record import write_record
 from serving.engines.supervisor import Stopped, Supervisor

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from serving.engines import processes
+from resources import processes
 
 
 @dataclass(frozen=True)

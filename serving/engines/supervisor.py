@@ -18,7 +18,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from contracts.errors import ServiceError
-from serving.engines import probe, processes
+from resources import processes
+from serving.engines import probe
 from serving.engines.launch import Launch
 
 PORT_TAKEN = "address already in use"

@@ -16,7 +16,8 @@ import pytest
 
 from contracts.errors import InputError
 from contracts.settings import ROOT
-from serving.engines import probe, processes
+from resources import processes
+from serving.engines import probe
 from serving.engines.launch import flags, read_launch
 from serving.engines.record import list_records, read_record, stop, write_record
 from tests.serving.conftest import until
