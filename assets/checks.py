@@ -25,9 +25,42 @@ def read_report(path: str) -> tuple[dict[str, Any], Path]:
     return report, full
 
 
+@dg.asset_check(
+    asset="documents", description="Files of every source that was read so far could be read."
+)
+def documents_readable() -> dg.AssetCheckResult:
+    """Does not block: the stage `quality` does, when too many documents are defective."""
+    folder = Settings.from_env().root / "data" / "metrics"
+    counts = {
+        path.stem.removeprefix("documents-"): int(json.loads(path.read_text())["unreadable"])
+        for path in sorted(folder.glob("documents-*.json"))
+    }
+    return dg.AssetCheckResult(
+        passed=not any(counts.values()),
+        severity=dg.AssetCheckSeverity.WARN,
+        metadata={f"unreadable in {source}": count for source, count in counts.items()},
+    )
+
+
 @dg.asset_check(asset="quality", blocking=True, description="Every expectation of the suite holds.")
 def quality_suite() -> dg.AssetCheckResult:
     report, path = read_report("data/quality/report.json")
+    failed = [row for row in report["expectations"] if not row["success"]]
+    return dg.AssetCheckResult(
+        passed=not failed,
+        metadata={
+            "failed": [str(row["expectation"]) for row in failed],
+            "expectations": len(report["expectations"]),
+            "report": dg.MetadataValue.path(str(path.with_suffix(".html"))),
+        },
+    )
+
+
+@dg.asset_check(
+    asset="acceptance", blocking=True, description="Chunks are sound, and like those live now."
+)
+def acceptance_suite() -> dg.AssetCheckResult:
+    report, path = read_report("data/acceptance/report.json")
     failed = [row for row in report["expectations"] if not row["success"]]
     return dg.AssetCheckResult(
         passed=not failed,
@@ -53,6 +86,9 @@ def retrieval_floor() -> dg.AssetCheckResult:
             "metric": metric,
             "value": value if value is not None else "missing",
             "floor": params.min_recall,
+            "search": "as dev chooses"
+            if report.get("agrees_with_choice")
+            else "Warning: dev chooses another search than index.search; see the report",
             "report": dg.MetadataValue.path(str(path.parents[1] / "retrieval" / "report.html")),
         },
     )
@@ -71,4 +107,4 @@ def gate_verdict() -> dg.AssetCheckResult:
     )
 
 
-CHECKS = [quality_suite, retrieval_floor, gate_verdict]
+CHECKS = [documents_readable, quality_suite, acceptance_suite, retrieval_floor, gate_verdict]

@@ -13,22 +13,25 @@ from resources.dagster_process import run_process
 
 
 @dg.asset(
-    deps=["index", "retrieval"],
+    deps=["index", "retrieval", "acceptance"],
     group_name="knowledge",
     kinds={"qdrant"},
     description="The newest index that passed its checks, behind one pointer that swaps at once.",
 )
 def published_index() -> dg.MaterializeResult[Any]:
-    from resources.published import publish
+    from assets.publishing import publish_knowledge
 
-    settings = Settings.from_env()
-    pointer = publish(settings.root / "data" / "index", settings)
+    pointer = publish_knowledge(Settings.from_env())
     return dg.MaterializeResult(
         data_version=dg.DataVersion(str(pointer["md5"])),
         metadata={
             "dvc/md5": pointer["md5"],
             "path": pointer["path"],
+            "version": pointer["version"],
             "previous": pointer["previous"] or "none",
+            "documents": pointer["documents"],
+            "hidden documents": len(pointer["tombstones"]),
+            "recall": pointer["recall"],
         },
     )
 

@@ -23,16 +23,19 @@ def file_md5(path: Path) -> str:
 
 def dir_md5(path: Path) -> str:
     """MD5 of the folder's DVC manifest, with ``.dir``."""
-    rows = [
-        {"md5": file_md5(item), "relpath": item.relative_to(path).as_posix()}
+    files = {
+        item.relative_to(path).as_posix(): file_md5(item)
         for item in path.rglob("*")
         if item.is_file()
-    ]
-    rows.sort(key=lambda row: row["relpath"])
-    return (
-        hashlib.md5(json.dumps(rows, sort_keys=True).encode(), usedforsecurity=False).hexdigest()
-        + ".dir"
-    )
+    }
+    return tree_md5(files)
+
+
+def tree_md5(files: dict[str, str]) -> str:
+    """:func:`dir_md5` of a folder whose files' MD5 are known, by path inside it."""
+    rows = [{"md5": files[name], "relpath": name} for name in sorted(files)]
+    text = json.dumps(rows, sort_keys=True)
+    return hashlib.md5(text.encode(), usedforsecurity=False).hexdigest() + ".dir"
 
 
 def path_md5(path: Path) -> str:

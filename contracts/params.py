@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from contracts.errors import ConfigError
 
@@ -23,18 +23,29 @@ class Block(BaseModel):
 
 
 class Source(Block):
-    """One source of documents. ``path`` is what DVC watches for it.
+    """One source of documents: ``uri`` says what is read, ``path`` what DVC watches for it.
 
-    ``uri`` is a folder of the repository ("docs") or "python:<package>", the docstrings of an
-    installed package; then ``path`` is the lock file that pins the package's version.
+    ===========================  ====================================================
+    uri                          path
+    ===========================  ====================================================
+    ``docs``, ``docs/**/*.md``   the same folder
+    ``python:<package>``         the lock file that pins the package's version
+    ``git+<address>``            a pin file, ``data/sources/<key>.rev``: its first word
+                                 is the commit (or tag); unless ``revision`` says so
+    ``rows.jsonl``, ``a.zip``    the same file
+    ``s3://…``, ``https://…``    the same address: DVC has external dependencies on
+                                 http(s), s3, gs, azure, ssh and absolute paths; of
+                                 others, a file of the repository that is changed
+                                 when the source has changed
+    ===========================  ====================================================
     """
 
-    uri: str
-    path: str
-    include: list[str] = []  # globs inside the source; none: every format that can be read
+    uri: str = Field(min_length=1)
+    path: str = Field(min_length=1)
+    include: list[str] = []  # globs inside the source (** is any folders); none: every file
     exclude: list[str] = []
     licence: str | None = None  # SPDX identifier, kept with every document
-    revision: str | None = None  # of a git source: a commit, or a tag or branch
+    revision: str | None = None  # of a git source; DVC does not see a tag or branch move
 
 
 class Documents(Block):
@@ -43,14 +54,48 @@ class Documents(Block):
     max_bytes: int = Field(default=16 << 20, ge=1)  # larger files go to quarantine unread
 
 
+Action = Literal["report", "redact", "block"]
+
+
+class Pii(Block):
+    """What happens to each kind of personal data or secret that a document holds.
+
+    ``report`` counts it, ``redact`` masks it in the accepted text (length and offsets stay),
+    ``block`` puts the document into quarantine.
+    """
+
+    email: Action = "report"
+    phone: Action = "report"
+    ip: Action = "report"  # public addresses only
+    card: Action = "redact"
+    iban: Action = "redact"
+    ssn: Action = "redact"
+    private_key: Action = "block"
+    api_key: Action = "block"
+
+
 class Quality(Block):
-    """Bounds of the Great Expectations suite. A failing suite blocks."""
+    """Which documents are used, and bounds of the Great Expectations suite over all of them."""
 
     min_documents: int = Field(ge=1)
     min_characters: int = Field(ge=1)
     max_characters: int = Field(ge=1)
     min_unique_text: float = Field(ge=0, le=1)  # share of rows whose text is not a duplicate
     max_quarantined: float = Field(ge=0, le=1)  # share of documents that may go to quarantine
+    near_duplicate: float = Field(default=0.9, gt=0, le=1)  # Jaccard of word 5-shingles
+    boilerplate_documents: int = Field(default=20, ge=2)  # a line of so many texts is boilerplate
+    max_boilerplate: float = Field(default=0.8, gt=0, le=1)  # share of a text; more: quarantine
+    languages: list[str] = ["en"]  # of prose, ISO 639-1; empty allows all
+    pii: Pii = Pii()
+
+
+class Acceptance(Block):
+    """How far the knowledge base may move from the version that was published last."""
+
+    max_loss: float = Field(default=0.2, ge=0, le=1)  # share of a source's documents
+    max_growth: float = Field(default=2.0, gt=0)  # new documents as a multiple of the old
+    max_shift: float = Field(default=0.15, gt=0, le=1)  # Jensen-Shannon distance, base 2
+    max_age_days: dict[str, int] = {}  # source -> days since the last commit that touched it
 
 
 class Chunks(Block):
@@ -60,12 +105,34 @@ class Chunks(Block):
 
 
 class Vectors(Block):
-    model: str
+    """The embedding model. Chunks and questions go through the same one."""
+
+    model: str  # torch: a packaged name or a folder; openai: the server's name of it
     batch: int = Field(ge=1)
-    dtype: Literal["float32", "bfloat16"]
+    dtype: Literal["float32", "bfloat16", "float16"]  # of torch's matrix products
     backend: Literal["torch", "openai"] = "torch"  # openai: EMBEDDINGS_URL, any such server
     device: Literal["cpu", "cuda"] = "cpu"  # of torch
     engine: Literal["local", "ray"] = "local"
+    dimension: int | None = Field(default=None, ge=1)  # of the vectors that openai must return
+    tokenizer: str | None = None  # counts tokens for openai, a name or folder; null: MiniLM's
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        wrong = []
+        if self.backend == "openai":
+            if self.dimension is None:
+                wrong.append("backend openai needs a dimension: the length of the model's vectors")
+            if (self.engine, self.device) != ("local", "cpu"):
+                wrong.append("backend openai computes on its server: engine local, device cpu")
+        elif self.dimension is not None or self.tokenizer is not None:
+            wrong.append("dimension and tokenizer belong to backend openai; torch's model has both")
+        if self.engine == "ray" and self.device == "cuda":
+            wrong.append("engine ray computes on its nodes' CPUs: device cpu, or engine local")
+        if self.dtype == "float16" and self.device != "cuda":
+            wrong.append("dtype float16 needs device cuda")
+        if wrong:
+            raise ValueError("; ".join(wrong))
+        return self
 
 
 class Search(Block):
@@ -82,15 +149,36 @@ class Index(Block):
     search: Search = Search()
     hnsw_m: int = Field(ge=4)
     ef_construct: int = Field(ge=8)
-    exact_below: int = Field(ge=0)  # up to this many chunks search is exact
+    exact_below: int = Field(ge=0)  # up to this many chunks everything is scanned: no graph
+    quantise_above: int = Field(
+        default=10_000, ge=0
+    )  # from here the scan reads int8, then rescores
     min_recall: float = Field(ge=0, le=1)  # recall@10 against exact search
     probes: int = Field(ge=1)  # vectors used to measure it
     keep: int = Field(default=3, ge=1)  # published versions kept for rollback
 
 
+class FusedGrid(Block):
+    """Fused searches that are tried against dense and sparse: every pair of these."""
+
+    rrf_k: list[int]
+    weights: list[tuple[float, float]]  # dense, sparse
+
+
 class Retrieval(Block):
     top_k: list[int]
     min_recall: float = Field(ge=0, le=1)  # floor of recall@(last of top_k) on golden dev
+    fused: FusedGrid
+
+
+class IndexSweep(Block):
+    """HNSW graphs that are measured against exact search; evidence, not part of a release."""
+
+    vectors: int = Field(ge=100)  # at most, spread evenly over the corpus
+    queries: int = Field(ge=10)
+    hnsw_m: list[int]
+    ef_construct: list[int]
+    ef: list[int]
 
 
 class Nano(Block):
@@ -192,10 +280,12 @@ class Monitoring(Block):
 class Params(Block):
     documents: Documents
     quality: Quality
+    acceptance: Acceptance = Acceptance()
     chunks: Chunks
     vectors: Vectors
     index: Index
     retrieval: Retrieval
+    index_sweep: IndexSweep
     base_model: BaseModelParams
     examples: Examples
     adapter: Adapter

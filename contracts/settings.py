@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from contracts.errors import ConfigError
@@ -31,7 +31,10 @@ class Settings:
     qdrant_url: str | None
     postgres_url: str | None
     redis_url: str | None
+    embeddings_url: str | None  # of an OpenAI-compatible server, for vectors.backend: openai
+    embeddings_api_key: str | None = field(repr=False)
     tracking: bool  # whether stages report their executions to MLflow
+    qdrant_api_key: str | None = field(default=None, repr=False)
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] = os.environ) -> Settings:
@@ -59,7 +62,10 @@ class Settings:
             qdrant_url=environ.get("QDRANT_URL") or None,
             postgres_url=environ.get("POSTGRES_URL") or None,
             redis_url=environ.get("REDIS_URL") or None,
+            embeddings_url=environ.get("EMBEDDINGS_URL") or None,
+            embeddings_api_key=environ.get("EMBEDDINGS_API_KEY") or None,
             tracking=environ.get("RATCHET_TRACKING") != "off",
+            qdrant_api_key=environ.get("QDRANT_API_KEY") or None,
         )
         if wrong:
             raise ConfigError(

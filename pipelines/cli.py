@@ -12,6 +12,7 @@ import typer
 from contracts import offline
 from contracts.errors import RatchetError
 from contracts.settings import Settings
+from pipelines import index
 
 app = typer.Typer(
     help="Ratchet: the whole life of an LLM application as one graph.",
@@ -20,6 +21,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for a script.")]
+
+
+app.add_typer(index.app, name="index")
 
 
 def show(value: Any, as_json: bool, render: Callable[[Any], str]) -> None:

@@ -11,6 +11,7 @@ a cache never has to be invalidated, only deleted when it is too large.
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 import threading
 import zlib
@@ -57,7 +58,8 @@ class ContentCache:
 
     def _set_aside(self) -> None:
         """Move a damaged file out of the way; its entries are computed again."""
-        self.path.replace(self.path.with_name(self.path.name + ".corrupt"))
+        with contextlib.suppress(FileNotFoundError):  # another process was quicker
+            self.path.replace(self.path.with_name(self.path.name + ".corrupt"))
         for ending in ("-wal", "-shm"):
             self.path.with_name(self.path.name + ending).unlink(missing_ok=True)
 

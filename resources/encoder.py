@@ -5,6 +5,12 @@ every test and the gateway pay it. The forward pass is 40 lines, and tests hold 
 sentence-transformers (cosine >= 0.9999). It also keeps the bits under control: a row's result does
 not depend on the batch that it came in (see ``resources.embedding``).
 
+Why not another runtime: on the same rows, one AMX core, texts a CPU second (least cosine to
+sentence-transformers): OpenVINO bfloat16 228 (.99996), this in bfloat16 173 (.99997), OpenVINO
+float32 68 (1), this in float32 62 (1), ONNX Runtime float32 48 (1), its dynamic int8 108 (.893,
+unusable). A third more is not worth a second set of kernels whose bits have to be watched
+(``benchmarks/embedding_backends.py``).
+
 torch is imported when an encoder is made, never before.
 """
 
@@ -36,22 +42,35 @@ class BertEncoder:
         folder: ``config.json``, ``model.safetensors`` and ``modules.json`` as sentence-transformers
             writes them.
         dtype: "float32", or "bfloat16" for the matrix products (norms, residuals and the pooled
-            vector stay float32: what torch's CPU autocast does, 2.8 times as fast).
-        threads: torch threads for the whole process; None leaves them as they are.
+            vector stay float32: what torch's CPU autocast does, 2.8 times as fast). "float16" is
+            for a GPU; a CPU multiplies in float32 instead.
+        device: "cpu" or "cuda".
+        fill: rows that every batch is filled up to, for a GPU, whose kernels follow the shape.
+
+    Raises ConfigError when the device is not there.
     """
 
-    def __init__(self, folder: Path, dtype: str) -> None:
+    def __init__(self, folder: Path, dtype: str, device: str = "cpu", fill: int = 0) -> None:
         import torch
         from safetensors.torch import load_file
 
+        if device == "cuda" and not torch.cuda.is_available():
+            raise ConfigError(
+                f"torch {torch.__version__} finds no CUDA device here.",
+                where="params.yaml: vectors.device",
+                next="set vectors.device: cpu, or run the stage vectors on a GPU machine",
+            )
         self._config = read_config(folder)
-        self._low = torch.bfloat16 if dtype == "bfloat16" else torch.float32
+        self._device, self._fill = device, fill
+        low = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(dtype, torch.float32)
+        self._low = torch.float32 if low is torch.float16 and device == "cpu" else low
         self._weights: dict[str, Any] = {}
         for name, tensor in load_file(folder / "model.safetensors").items():
             matrix = "LayerNorm" not in name and not name.startswith("embeddings")
-            self._weights[name] = tensor.to(self._low) if matrix else tensor.float()
+            tensor = tensor.to(self._low) if matrix else tensor.float()
+            self._weights[name] = tensor.to(device)
         amx = self._low is torch.bfloat16 and torch.cpu._is_amx_tile_supported()
-        self._least_rows = AMX_ROWS if amx else 0
+        self._least_tokens = AMX_ROWS if amx and device == "cpu" else 0
         self.dimension: int = self._config["hidden_size"]
 
     def encode(self, rows: Sequence[Sequence[int]], alone: bool = False) -> np.ndarray:
@@ -65,7 +84,8 @@ class BertEncoder:
 
         torch.set_num_threads(1)
         width = padded_width(max(map(len, rows)))
-        count = max(len(rows), 0 if alone else -(-self._least_rows // width))
+        least = 0 if alone else max(self._fill, -(-self._least_tokens // width))
+        count = max(len(rows), least)
         ids = torch.zeros(count, width, dtype=torch.long)
         mask = torch.zeros(count, width, dtype=torch.bool)
         mask[len(rows) :, 0] = True  # a row of no tokens would be 0 / 0
@@ -73,10 +93,11 @@ class BertEncoder:
             ids[number, : len(row)] = torch.tensor(row, dtype=torch.long)
             mask[number, : len(row)] = True
         with torch.inference_mode():
+            ids, mask = ids.to(self._device), mask.to(self._device)
             states = self._forward(ids, mask)
             weight = mask[..., None].float()
             pooled = (states * weight).sum(1) / weight.sum(1)
-            vectors: np.ndarray = torch.nn.functional.normalize(pooled, dim=1).numpy()
+            vectors: np.ndarray = torch.nn.functional.normalize(pooled, dim=1).cpu().numpy()
         return vectors[: len(rows)]
 
     def _forward(self, ids: Any, mask: Any) -> Any:

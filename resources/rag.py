@@ -13,11 +13,11 @@ answer for 41 %, the best five for 61 %; the five chunks hold it for 71 %).
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from contracts.errors import InputError
-from contracts.records import REFUSAL, Chunk, Citation, Passage
+from contracts.records import REFUSAL, Chunk, Citation, Filter, Passage
 from resources.prompts import Message, PromptVersion
 from resources.sentences import sentences as split_sentences
 
@@ -37,7 +37,9 @@ class Hit(Protocol):
 class Searches(Protocol):
     """What is needed of an index (resources.index.VectorIndex)."""
 
-    def search(self, vector: Any, k: int) -> Sequence[Hit]: ...
+    def search(
+        self, vector: Any, k: int, *, text: str | None = None, only: Filter | None = None
+    ) -> Sequence[Hit]: ...
 
 
 class Embeds(Protocol):
@@ -57,6 +59,8 @@ class Rag:
         top_k: chunks to find, at most.
         min_score: cosine similarity to the question below which a passage is not shown.
         sentences: how many sentences of the chunks to show; None shows the chunks.
+        only: asked at every search, which chunks may be found: the gateway passes
+            ``resources.published.Tombstones``, so that no answer shows a deleted document.
     """
 
     def __init__(
@@ -68,8 +72,9 @@ class Rag:
         top_k: int,
         min_score: float,
         sentences: int | None = None,
+        only: Callable[[], Filter | None] = lambda: None,
     ) -> None:
-        self.index, self.embedder, self.prompt = index, embedder, prompt
+        self.index, self.embedder, self.prompt, self.only = index, embedder, prompt, only
         self.top_k, self.min_score, self.sentences = top_k, min_score, sentences
 
     def retrieve(self, question: str) -> list[Passage]:
@@ -80,8 +85,12 @@ class Rag:
         """:meth:`retrieve` for several questions with one call of the embedder."""
         if not questions:
             return []
-        vectors = self.embedder.embed_questions([question.strip() for question in questions])
-        hits = [self.index.search(vector, self.top_k) for vector in vectors]
+        texts = [question.strip() for question in questions]
+        vectors, only = self.embedder.embed_questions(texts), self.only()
+        hits = [
+            self.index.search(vector, self.top_k, text=text, only=only)
+            for vector, text in zip(vectors, texts, strict=True)
+        ]
         if self.sentences is None:
             return [passages_of(found, self.min_score) for found in hits]
         chunks = [[hit.chunk for hit in found] for found in hits]

@@ -69,14 +69,13 @@ def render(
     """Passages and chat messages of each example; None for messages where there is no passage."""
     from contracts.settings import Settings
     from resources import prompts as prompt_files
-    from resources.embedding import Embedder
+    from resources.embedding import open_embedder
     from resources.index import open_index
     from resources.rag import Rag
 
     vectors = params.vectors
-    embedder = Embedder(
-        vectors.model, vectors.dtype, Settings.from_env().embeddings_dir, vectors.batch, THREADS
-    )
+    cache = Settings.from_env().embeddings_dir
+    embedder = open_embedder(vectors, cache, threads=THREADS, device="cpu")
     prompt = prompt_files.read(prompts).get(params.answers.prompt)
     harness.progress(f"answers: retrieving for {len(examples)} questions")
     with contextlib.closing(open_index(index)) as opened:

@@ -32,7 +32,10 @@ def package_folder(package: str, lock: Path) -> Path:
     Raises ConfigError when it is not installed, InputError when the versions differ: its text
     would then not be what the lock says, and two machines would disagree about the documents.
     """
-    spec = find_spec(package)
+    try:
+        spec = find_spec(package)
+    except (ImportError, ValueError):  # "a.b" without a, or no name at all
+        spec = None
     if spec is None or not spec.submodule_search_locations:
         raise ConfigError(
             f"The package {package!r} is not installed (or is a single module).",
@@ -75,7 +78,7 @@ def docstrings(package: str, folder: Path) -> Iterator[tuple[str, str]]:
         module = ".".join([package, *(part for part in parts if part != "__init__")])
         try:
             tree = ast.parse(file.read_bytes())
-        except (SyntaxError, ValueError):  # a template that is not Python yet
+        except (SyntaxError, ValueError, RecursionError):  # a template that is not Python yet
             continue
         for name, text in _walk(tree, module):
             name = _public_name(name, public)

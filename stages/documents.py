@@ -1,65 +1,57 @@
 """documents: one source of the knowledge base as typed rows.
 
-In: a folder of the repository (every ``*.md``), or the docstrings of an installed package; which,
-says ``documents.sources`` in params.yaml. Out: a Parquet file of :data:`SCHEMA`, sorted by path.
-Why rows with a ``problem``: one unreadable file must neither stop the run nor vanish. It goes on
-with its reason and without text, and the stage quality puts it into quarantine.
+In: a source, as ``documents.sources`` in params.yaml names it. Out: a Parquet file of
+``stages.document_table``, sorted by path. Why rows with a ``problem``: one unreadable file must
+neither stop the run nor vanish. It goes on with its reason and without text, and the stage quality
+puts it into quarantine.
+
+Markdown, reStructuredText, plain text and code keep their bytes: ``text.encode()`` is the file.
+HTML, PDF and DOCX are extracted. ``md5`` is always of the bytes that were read.
 """
 
 from __future__ import annotations
 
 import difflib
 import hashlib
-import os
-from collections.abc import Iterator
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
 
-from contracts.digests import file_md5
 from contracts.errors import ConfigError, InputError
 from contracts.params import Params, Source
+from contracts.settings import Settings
 from stages import harness
 from stages.docstrings import docstrings, package_folder
-from stages.markdown import first_heading
+from stages.document_table import document_row, schema
+from stages.sources.cached import open_cache, parse_cached, parser
+from stages.sources.files import File, Limits, Selection, windows
+from stages.sources.folder import local_files
+from stages.sources.formats import kind_of
+from stages.sources.gitrepo import git_files, pinned_revision
+from stages.sources.parse import Parsed
+from stages.sources.remote import remote_files
 from stages.tables import write_rows
-
-if TYPE_CHECKING:
-    import pyarrow as pa
-
-#: Larger files are not read: a text of this length is 40 novels.
-MAX_BYTES = 16 << 20
-
-#: Folders below a source that are not part of the guide: decision records talk to developers.
-EXCLUDED = {"decisions"}
 
 Row = dict[str, Any]
 
-
-def schema() -> pa.Schema:
-    """``contracts.records.Document`` and ``problem``: why a row has no usable text, or null."""
-    import pyarrow as pa
-
-    names = ("doc_id", "source", "path", "title", "md5", "text", "git_path", "problem")
-    return pa.schema([(name, pa.string()) for name in names])
+#: Problems that the log lists; all of them stand in the output.
+LISTED = 50
 
 
 def run(paths: harness.Paths, params: Params) -> dict[str, float]:
     key: str = paths.key
     source = find_source(key, params)
-    scheme, _, name = source.uri.partition(":")
-    if scheme == "python" and name:
-        rows = sorted(python_rows(key, name, Path(source.path)), key=lambda row: row["path"])
-    else:
-        rows = sorted(folder_rows(key, Path(source.uri)), key=lambda row: row["path"])
+    rows = read_rows(key, source, params)
     if not rows:
         raise InputError(
             f"The source {key!r} holds no document.",
             where=source.uri,
-            next="check documents.sources in params.yaml",
+            next="check documents.sources in params.yaml: its uri, include and exclude",
         )
     write_rows(paths.out, rows, schema())
     problems = [row for row in rows if row["problem"]]
-    for row in problems:
+    for row in problems[:LISTED]:
         harness.progress(f"{row['doc_id']}: {row['problem']}")
     characters = sum(len(row["text"]) for row in rows)
     harness.progress(
@@ -85,90 +77,93 @@ def find_source(key: str, params: Params) -> Source:
     )
 
 
-def python_rows(key: str, package: str, lock: Path) -> Iterator[Row]:
+def read_rows(key: str, source: Source, params: Params) -> list[Row]:
+    """Every document of the source as a row, sorted by path; paths are unique."""
+    limits = Limits(params.documents.max_bytes)
+    parse = parser(params.documents.engine)
+    cache = open_cache()
+    rows: list[Row] = []
+    try:
+        for files in windows(find_files(key, source, limits)):
+            kinds = [file.kind or kind_of(file.path, file.data) for file in files]
+            readable = [
+                (kind, file.data)
+                for kind, file in zip(kinds, files, strict=True)
+                if file.problem is None
+            ]
+            answers = iter(parse_cached(readable, cache, parse))
+            for kind, file in zip(kinds, files, strict=True):
+                parsed = {"problem": file.problem} if file.problem else next(answers)
+                rows.append(file_row(key, source, file, kind, parsed))
+    finally:
+        cache.close()
+    return distinct(sorted(rows, key=lambda row: row["path"]))
+
+
+def find_files(key: str, source: Source, limits: Limits) -> Iterator[File]:
+    """The files of a source, by what its uri is. Raises a RatchetError when it cannot be read."""
+    uri, selection = source.uri, Selection(source.include, source.exclude)
+    if uri.startswith("python:"):
+        return python_files(uri.removeprefix("python:"), Path(source.path), selection)
+    if uri.startswith("git+"):
+        revision = pinned_revision(source.revision, Path(source.path), key)
+        caches = Settings.from_env().caches_dir
+        return git_files(uri.removeprefix("git+"), revision, caches, selection, limits)
+    if "://" in uri:
+        return remote_files(uri, key, selection, limits)
+    return local_files(uri, key, selection, limits)
+
+
+def python_files(package: str, lock: Path, selection: Selection) -> Iterator[File]:
     """The docstrings of an installed package; the digest is of the cleaned docstring."""
     folder = package_folder(package, lock)
     for name, text in docstrings(package, folder):
-        data = text.encode("utf-8", "surrogatepass")
-        text, problem = read_text(data)
-        yield _row(key, name, name, data, text, None, problem)
+        if selection.wants(name):
+            data = text.encode("utf-8", "surrogatepass")
+            yield File(name, data, kind="docstring", title=name)
 
 
-def folder_rows(key: str, folder: Path) -> Iterator[Row]:
-    """Every ``*.md`` below ``folder``; hidden and excluded folders are left out.
-
-    Linked folders are not entered; a linked file is read if it leads to a file inside ``folder``.
-    """
-    if not folder.is_dir():
-        raise InputError(
-            f"The folder of the source {key!r} does not exist.",
-            where=str(folder),
-            next="check documents.sources in params.yaml; run from the repository root",
-        )
-    for parent, names, files in os.walk(folder):
-        names[:] = [name for name in names if not name.startswith(".") and name not in EXCLUDED]
-        for name in files:
-            if name.endswith(".md") and not name.startswith("."):
-                yield file_row(key, folder, Path(parent) / name)
-
-
-def file_row(key: str, folder: Path, file: Path) -> Row:
-    """One file as a row; what cannot be read becomes a row with a problem."""
-    relative = file.relative_to(folder).as_posix()
-    path = os.fsencode(relative).decode("utf-8", "backslashreplace")
-    git_path = (folder / path).as_posix()
-    data, text = b"", ""
-    md5: str | None = None
-    try:
-        if file.is_symlink() and not file.resolve().is_relative_to(folder.resolve()):
-            problem: str | None = "a link that leads out of the folder"
-        elif not file.is_file():
-            problem = "not a regular file, or a broken link"
-        elif file.stat().st_size > MAX_BYTES:
-            problem = f"{file.stat().st_size:,} bytes, more than the limit of {MAX_BYTES:,}"
-            md5 = file_md5(file)
-        else:
-            data = file.read_bytes()
-            text, problem = read_text(data)
-    except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links
-        problem = f"cannot be read: {getattr(error, 'strerror', None) or error}"
-    row = _row(key, path, first_heading(text) or file.stem, data, text, git_path, problem)
-    if md5 is not None:
-        row["md5"] = md5
-    return row
+def file_row(key: str, source: Source, file: File, kind: str, parsed: Parsed) -> Row:
+    """One file and what its parser said, as a row."""
+    problem: str | None = parsed.get("problem")
+    text = ""
+    if problem is None:
+        text = parsed["text"] if "text" in parsed else file.data.decode()
+    name = PurePosixPath(file.path)
+    return document_row(
+        key,
+        file.path,
+        md5=file.md5 or hashlib.md5(file.data, usedforsecurity=False).hexdigest(),
+        title=file.title
+        or parsed.get("title")
+        or (name.name if kind.startswith("code:") else name.stem),
+        text=text,
+        git_path=file.git_path,
+        format=parsed.get("format") or "text",
+        language=file.language or parsed.get("language") or "",
+        licence=file.licence or source.licence,
+        headings=parsed.get("headings") or (),
+        problem=problem,
+    )
 
 
-def read_text(data: bytes) -> tuple[str, str | None]:
-    """The text of the bytes and None, or "" and the reason why they are no text."""
-    if b"\0" in data:
-        return "", "binary: holds NUL bytes"
-    try:
-        text = data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        return "", f"not UTF-8: byte {error.start} ({error.reason})"
-    return (text, None) if text.strip() else ("", "empty")
-
-
-def _row(
-    key: str,
-    path: str,
-    title: str,
-    data: bytes,
-    text: str,
-    git_path: str | None,
-    problem: str | None,
-) -> Row:
-    """A row of :func:`schema`; ``data`` are the source bytes."""
-    return {
-        "doc_id": f"{key}:{path}",
-        "source": key,
-        "path": path,
-        "title": title.encode("utf-8", "replace").decode(),
-        "md5": hashlib.md5(data, usedforsecurity=False).hexdigest(),
-        "text": text,
-        "git_path": git_path,
-        "problem": problem,
-    }
+def distinct(rows: Sequence[Row]) -> list[Row]:
+    """Rows with unique paths: of two under one name, as an archive may hold, the first is read."""
+    taken = {row["path"] for row in rows}
+    met: Counter[str] = Counter()
+    found = []
+    for row in rows:
+        path = row["path"]
+        met[path] += 1
+        if met[path] > 1:
+            while (name := f"{path} ({met[path]})") in taken:
+                met[path] += 1
+            taken.add(name)
+            problem = row["problem"] or f"another document is called {path} too"
+            row = {**row, "path": name, "doc_id": f"{row['source']}:{name}"}
+            row |= {"text": "", "headings": [], "problem": problem}
+        found.append(row)
+    return sorted(found, key=lambda row: row["path"])
 
 
 if __name__ == "__main__":

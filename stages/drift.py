@@ -53,7 +53,7 @@ class DriftVerdict:
 def run(paths: Any, params: Params) -> dict[str, float]:
     """Write ``paths.out`` from ``paths.requests``, ``paths.online_eval`` and ``paths.golden``."""
     from contracts.settings import Settings
-    from resources.embedding import Embedder
+    from resources.embedding import open_embedder
 
     asked = [
         str(row["question"]) for row in tables.read_table(paths.requests, ["question"]).to_pylist()
@@ -61,9 +61,7 @@ def run(paths: Any, params: Params) -> dict[str, float]:
     reference = read_reference(paths.golden)
     online = json.loads(paths.online_eval.read_text(encoding="utf-8"))
     block = params.vectors
-    embedder = Embedder(
-        block.model, block.dtype, Settings.from_env().embeddings_dir, block.batch, 1
-    )
+    embedder = open_embedder(block, Settings.from_env().embeddings_dir, threads=1, device="cpu")
     test, unlike = None, []
     if len(set(asked)) >= params.monitoring.min_requests:
         now, before = embedder.embed(asked), embedder.embed(reference)

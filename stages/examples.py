@@ -24,6 +24,7 @@ from contracts.errors import InputError
 from contracts.params import Params
 from contracts.records import Chunk, Document, Example, Passage, Question
 from stages import harness, tables
+from stages.leakage import leakage
 from stages.nano import batches, layout, words
 
 SPLITS = ("train", "dev", "test")
@@ -51,7 +52,8 @@ def run(paths: Any, params: Params) -> dict[str, float]:
     rows["dev"] = with_passages(rows["dev"], documents, chunks, knobs.seed)
     known = {q.document for q in golden if q.document}
     free = [doc for doc in documents if name_of(doc) not in known]
-    rows["train"] = training(free, chunks, golden, knobs.train, knobs.unanswerable, knobs.seed)
+    train = training(free, chunks, golden, knobs.train, knobs.unanswerable, knobs.seed)
+    rows["train"] = without_leaks(train, golden)
     if params.answers.sentences is not None:
         for split in ("train", "dev"):
             rows[split] = narrowed(rows[split], chunks, params)
@@ -61,7 +63,8 @@ def run(paths: Any, params: Params) -> dict[str, float]:
     refusals = sum(not row.answerable for row in rows["train"])
     harness.progress(
         f"examples: {len(rows['train'])} train ({refusals} to refuse) from {len(free)} documents, "
-        f"{len(rows['dev'])} dev, {len(rows['test'])} test"
+        f"{len(rows['dev'])} dev, {len(rows['test'])} test; "
+        f"{len(train) - len(rows['train'])} dropped for being too like a golden question"
     )
     return counts | {
         "train_documents": float(len({row.document for row in rows["train"] if row.document})),
@@ -258,10 +261,10 @@ def narrowed(
     """
     from contracts.settings import Settings
     from resources import rag
-    from resources.embedding import Embedder
+    from resources.embedding import open_embedder
 
     block, knobs = params.vectors, params.answers
-    embedder = Embedder(block.model, block.dtype, Settings.from_env().embeddings_dir, block.batch)
+    embedder = open_embedder(block, Settings.from_env().embeddings_dir, device="cpu")
     by_id = {row["chunk_id"]: Chunk.model_validate(row) for row in chunks}
     shown = [row for row in rows if row.passages]
     found = rag.narrow(
@@ -311,6 +314,16 @@ def _example(name: str, item: batches.Item, shown: Sequence[Any]) -> Example | N
         id=name, split="train", question=item.question, document=source.document,
         section=source.heading, answer=answer, passages=passages, answerable=True,
     )  # fmt: skip
+
+
+def without_leaks(train: list[Example], golden: Sequence[Question]) -> list[Example]:
+    """Training rows whose question does not give away a golden one (``stages.leakage``).
+
+    They are generated, so the ones that do are dropped; nobody could move them.
+    """
+    found = leakage({q.id: q.question for q in golden}, {row.id: row.question for row in train})
+    leaking = {key for key, _ in found}
+    return [row for row in train if row.id not in leaking]
 
 
 def refuse_leaks(rows: dict[str, list[Example]]) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from contracts.errors import InputError, QualityError
-from contracts.params import Params
+from contracts.params import Index, Params
 from contracts.records import Chunk
 from resources.index import VectorIndex, build_index, certify, open_index
 from stages import harness
@@ -31,16 +31,14 @@ TIE = 1e-5
 
 def run(paths: harness.Paths, params: Params) -> dict[str, float]:
     rows = read_table(paths.chunks, list(Chunk.model_fields)).to_pylist()
-    chunks = [Chunk.model_validate(row) for row in rows]
     ids, vectors, model = read_vectors(paths.vectors)
-    check_pairs([chunk.chunk_id for chunk in chunks], ids, paths.vectors)
-    manifest = build_index(paths.out, chunks, vectors, params.index, model)
+    check_pairs([row["chunk_id"] for row in rows], ids, paths.vectors)
+    manifest = build_index(paths.out, rows, vectors, params.index, model)
     with open_index(paths.out) as index:
-        recall, least = measure_recall(index, vectors, params.index.probes)
+        recall, least = measure_recall(index, vectors, params.index)
     certify(paths.out, {f"recall_at_{K}": recall, "worst_probe": least})
-    kind = "exact search" if manifest["exact"] else "HNSW"
     harness.progress(
-        f"{len(chunks)} chunks, {kind}, recall@{K} {recall:.4f} against numpy, "
+        f"{len(rows)} chunks, {manifest['kind']} search, recall@{K} {recall:.4f} against numpy, "
         f"content {manifest['content'][:16]}"
     )
     if recall < params.index.min_recall:
@@ -50,7 +48,7 @@ def run(paths: harness.Paths, params: Params) -> dict[str, float]:
             where="params.yaml: index.min_recall",
             next="raise index.hnsw_m or index.ef_construct, or exact_below above the chunk count",
         )
-    return {"chunks": float(len(chunks)), f"recall_at_{K}": recall, "worst_probe": least}
+    return {"chunks": float(len(rows)), f"recall_at_{K}": recall, "worst_probe": least}
 
 
 def check_pairs(chunks: Sequence[str], vectors: Sequence[str], where: Path) -> None:
@@ -67,8 +65,8 @@ def check_pairs(chunks: Sequence[str], vectors: Sequence[str], where: Path) -> N
     )
 
 
-def measure_recall(index: VectorIndex, vectors: np.ndarray, probes: int) -> tuple[float, float]:
-    """Mean and worst recall@10 of the index against exact search in numpy.
+def measure_recall(index: VectorIndex, vectors: np.ndarray, params: Index) -> tuple[float, float]:
+    """Mean and worst recall@10 of dense search, as served, against exact search in numpy.
 
     Probes lie half-way between two chunks, evenly spread over the index: near to the data as
     questions are, yet not themselves stored. A hit counts when its similarity reaches that of the
@@ -76,15 +74,17 @@ def measure_recall(index: VectorIndex, vectors: np.ndarray, probes: int) -> tupl
     """
     import numpy as np
 
-    k, count = min(K, len(vectors)), min(probes, len(vectors))
+    k, count = min(K, len(vectors)), min(params.probes, len(vectors))
     picks = np.linspace(0, len(vectors) - 1, count).astype(int)
     middle = vectors[picks] + vectors[picks[::-1]]
     middle /= np.maximum(np.linalg.norm(middle, axis=1, keepdims=True), 1e-9)
+    dense = params.search.model_copy(update={"mode": "dense"})
     shares = []
     for probe in middle:
         similar = vectors @ probe
         bound = np.partition(similar, -k)[-k] - TIE
-        shares.append(sum(hit.score >= bound for hit in index.search(probe, k)) / k)
+        hits = index.search(probe, k, search=dense)
+        shares.append(sum(hit.score >= bound for hit in hits) / k)
     return round(float(np.mean(shares)), 6), round(float(np.min(shares)), 6)
 
 

@@ -7,11 +7,13 @@ In: Markdown, or a docstring. Out: blocks (heading, fence, table, paragraph, lis
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 HEADING = re.compile(r" {0,3}(#{1,6})[ \t]+(.+?)[ \t]*#*[ \t]*$")
+#: A longer line is no heading; and HEADING takes quadratic time on a line of spaces.
+LONGEST_HEADING = 1000
 FENCE = re.compile(r" {0,3}(`{3,}|~{3,})")
 ITEM = re.compile(r"[ \t]*(?:[-*+]|\d{1,3}[.)])[ \t]+\S")
 #: Sections of a Google-style docstring.
@@ -35,6 +37,7 @@ class Block:
     end: int
     level: int = 0  # of a heading
     name: str = ""  # of a heading or label
+    rows: tuple[int, ...] = ()  # of a table: where its rows begin, if not at every line
 
 
 @dataclass(frozen=True)
@@ -88,10 +91,23 @@ def blocks(text: str, markdown: bool = True) -> list[Block]:
     return found
 
 
+def paragraphs(text: str) -> Iterator[Block]:
+    """What stands between empty lines, whatever it is."""
+    start, end = 0, -1  # end: -1 outside of a paragraph
+    for offset, line in lines(text):
+        if line.strip():
+            start, end = (offset if end < 0 else start), offset + len(line)
+        elif end >= 0:
+            yield Block("paragraph", start, end)
+            end = -1
+    if end >= 0:
+        yield Block("paragraph", start, end)
+
+
 def _block(line: str, start: int, end: int, markdown: bool) -> Block:
     """The block that this line begins, or that it continues."""
     bare = line.rstrip("\r\n").lstrip("\ufeff")
-    if markdown and (match := HEADING.match(bare)):
+    if markdown and len(bare) <= LONGEST_HEADING and (match := HEADING.match(bare)):
         return Block("heading", start, end, len(match[1]), match[2])
     if not markdown and (match := LABEL.match(bare)):
         return Block("label", start, end, 0, match[1])
@@ -104,7 +120,12 @@ def _block(line: str, start: int, end: int, markdown: bool) -> Block:
 
 
 def sections(text: str) -> list[Section]:
-    """Sections of a Markdown text; together they cover every block.
+    """Sections of a Markdown text; together they cover every block."""
+    return group(blocks(text))
+
+
+def group(parts: Iterable[Block]) -> list[Section]:
+    """Blocks as sections, one a heading.
 
     A heading with nothing below it but a deeper heading opens the section that follows: a chunk of
     a bare heading answers nothing.
@@ -113,7 +134,7 @@ def sections(text: str) -> list[Section]:
     path: list[tuple[int, str]] = []
     held: list[Block] = []
     heading = ""
-    for block in blocks(text):
+    for block in parts:
         if block.kind == "heading":
             if any(item.kind != "heading" for item in held):
                 found.append(_section(heading, held))

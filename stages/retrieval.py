@@ -1,75 +1,153 @@
-"""retrieval: how well the index finds what the golden dev questions need.
+"""retrieval: how well the index finds what the golden questions need, and which search is best.
 
-In: the index, the golden questions (only ``split: dev``: the test split belongs to the gate). Out:
-a folder with report.json, report.html, retrieval.png and questions.parquet (one row a question).
+In: the index, the golden questions (a file, or a folder of them). Out: a folder with report.json,
+report.html, its pictures and questions.parquet (one row a dev question).
 
-What counts. The right *section* of a question is what stands below its heading in its document; a
-chunk belongs to it when it comes from that document and the heading stands in its heading path, or
-when it holds the answer. ``recall_at_k`` is the share of questions with such a chunk among the
-first k; ``answer_at_k`` asks for more: the answer itself, whole and verbatim up to white space,
-within the first k chunks, which is what a model that copies can use. ``mrr`` is the mean of
-1 / rank of the first right chunk among the first 10. ``ndcg_at_10`` counts every chunk of the right
-section once, against the best order there is. Intervals: 95 % percentile bootstrap over questions.
+The metrics are those of the dev questions under the index's own way of searching (params.yaml:
+``index.search``, which its manifest keeps); ``stages.retrieval_metrics`` defines them. Dense,
+sparse and fused search are compared on the dev questions, and the choice is checked on the test
+questions: ``stages.retrieval_choice``. The test split belongs to the gate, so the report names no
+question of it. An index that searches in another way than dev chooses is a warning in the report
+and the metric ``agrees_with_choice``, and not an error: params.yaml is changed by people.
 
 Below ``retrieval.min_recall`` at the last of ``retrieval.top_k`` the stage fails, after its report.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from contracts.errors import InputError, QualityError
-from contracts.params import Params
+from contracts.params import Params, Search
 from contracts.records import Chunk, Question
 from contracts.settings import Settings
-from resources.embedding import Embedder
-from resources.index import EdgeIndex, Hit, open_index
+from resources.embedding import open_embedder
+from resources.index import VectorIndex, open_index
+from resources.vector_cache import CachedEmbedder
 from stages import harness
+from stages.query_class import CLASSES, query_class
+from stages.retrieval_choice import DENSE, METRIC, SPARSE, Choice, arm_name, choose, make_arms
+from stages.retrieval_metrics import (
+    DEPTH,
+    Result,
+    Summary,
+    has_answer,
+    in_document,
+    in_section,
+    scores,
+    summarise,
+)
 from stages.tables import write_table
 
 if TYPE_CHECKING:
+    import numpy as np
     import pyarrow as pa
 
-DEPTH = 10  # hits that nDCG and MRR look at
-RESAMPLES, SEED = 2000, 7
+SPLITS = ("dev", "test")
+
+#: Results of every arm, by split and arm; the same order of questions in each arm.
+Arms = dict[str, dict[str, list[Result]]]
 
 
 @dataclass(frozen=True)
-class Result:
-    """One question: its hits, and which are right."""
+class Findings:
+    """Everything that the report says."""
 
-    question: Question
-    hits: list[Hit]
-    in_section: list[bool]
-    has_answer: list[bool]
-    relevant: int  # chunks of the right section in the whole index
+    content: str  # of the index
+    certified: dict[str, float]  # the index's recall against exact search
+    top_k: list[int]
+    floor: float
+    arms: Arms
+    choice: Choice
+
+    @property
+    def own(self) -> list[Result]:
+        """The dev questions, searched as the index is set."""
+        return self.arms["dev"][self.choice.own]
+
+    @property
+    def headline(self) -> str:
+        return f"recall_at_{self.top_k[-1]}"
+
+    @cached_property
+    def summaries(self) -> dict[str, dict[str, Summary]]:
+        """By split and arm."""
+        return {
+            split: {name: summarise(results, self.top_k) for name, results in arms.items()}
+            for split, arms in self.arms.items()
+        }
+
+    @cached_property
+    def shown(self) -> list[str]:
+        """The arms of pictures and class tables: dense, sparse, and one fused: the rival of dense,
+        or where that is sparse the best on dev."""
+        dev = self.summaries["dev"]
+        fused = [name for name in dev if name not in (DENSE, SPARSE)]
+        fused.sort(key=lambda name: (name != self.choice.rival, -dev[name].metrics[METRIC]))
+        return [DENSE, SPARSE, *fused[:1]]
+
+    @cached_property
+    def parts(self) -> dict[str, dict[str, dict[str, dict[str, Summary]]]]:
+        """By "source" and "class", split, arm and part; only parts that hold a question."""
+        names = list(dict.fromkeys((self.choice.own, *self.shown)))
+        return {
+            kind: {
+                split: {name: self._split_up(kind, arms[name]) for name in names}
+                for split, arms in self.arms.items()
+            }
+            for kind in ("source", "class")
+        }
+
+    def _split_up(self, kind: str, results: Sequence[Result]) -> dict[str, Summary]:
+        groups: dict[str, list[Result]] = {name: [] for name in CLASSES if kind == "class"}
+        for item in sorted(results, key=lambda item: item.source):
+            if item.question.answerable:
+                name = query_class(item.question.question) if kind == "class" else item.source
+                groups.setdefault(name, []).append(item)
+        return {name: summarise(items, self.top_k) for name, items in groups.items() if items}
+
+    @property
+    def missed(self) -> list[Result]:
+        """Dev questions without a chunk of their section among the hits."""
+        return [item for item in self.own if item.relevant and item.rank is None]
 
 
 def run(paths: harness.Paths, params: Params) -> dict[str, float]:
-    questions = [item for item in read_questions(paths.golden) if item.split == "dev"]
-    vectors = params.vectors
-    embedder = Embedder(vectors.model, vectors.dtype, Settings.from_env().embeddings_dir)
+    questions = read_questions(paths.golden)
     folders = {key: source.uri for key, source in params.documents.sources.items()}
+    embedder = open_embedder(params.vectors, Settings.from_env().embeddings_dir)
     with open_index(paths.index) as index:
+        setting = Search.model_validate(index.manifest["search"])
         check_model(index, embedder)
-        results = ask(questions, index, embedder, folders, max(DEPTH, *params.retrieval.top_k))
-        recall = index.manifest.get("recall", {})
-    metrics, intervals = summarise(results, params.retrieval.top_k)
-    write_output(paths.out, results, metrics, intervals, recall, params)
-    headline = f"recall_at_{params.retrieval.top_k[-1]}"
+        arms = ask(
+            questions,
+            embedder.embed_questions([item.question for item in questions]),
+            index,
+            make_arms(setting, params.retrieval.fused),
+            folders,
+            max(DEPTH, *params.retrieval.top_k),
+        )
+        content, certified = index.manifest["content"], index.manifest.get("recall", {})
+    if not any(item.question.answerable for item in arms["dev"][DENSE]):
+        raise InputError("There is no answerable dev question.", where=str(paths.golden))
+    knobs = params.retrieval
+    choice = choose(arms["dev"], arms["test"], arm_name(setting))
+    found = Findings(content, certified, knobs.top_k, knobs.min_recall, arms, choice)
+    metrics = flat_metrics(found)
+    write_output(paths.out, found, metrics)
     harness.progress(
-        f"{int(metrics['questions'])} dev questions: "
-        + ", ".join(f"{name} {metrics[name]:.3f}" for name in (headline, "ndcg_at_10", "mrr"))
+        f"{int(metrics['questions'])} dev questions, {choice.own}: "
+        + ", ".join(f"{name} {metrics[name]:.3f}" for name in (found.headline, "ndcg_at_10", "mrr"))
     )
-    if metrics[headline] < params.retrieval.min_recall:
-        missed = [result for result in results if result.relevant and not any(result.in_section)]
+    harness.progress(verdict(choice))
+    if metrics[found.headline] < knobs.min_recall:
         raise QualityError(
-            f"{headline} is {metrics[headline]:.3f}; {params.retrieval.min_recall} is the floor.",
-            offenders=[f"{item.question.id}: {item.question.question}" for item in missed],
+            f"{found.headline} is {metrics[found.headline]:.3f}; {knobs.min_recall} is the floor.",
+            offenders=[f"{item.question.id}: {item.question.question}" for item in found.missed],
             where=str(paths.out / "report.html"),
             next="read the missed questions in the report; params.yaml: retrieval.min_recall",
         )
@@ -77,22 +155,28 @@ def run(paths: harness.Paths, params: Params) -> dict[str, float]:
 
 
 def read_questions(path: Path) -> list[Question]:
-    """The golden questions, in file order. Raises InputError listing every offender."""
+    """The golden questions of a file, or of every .yaml file in a folder, in order.
+
+    Raises InputError listing every offender.
+    """
     import yaml
     from pydantic import ValidationError
 
-    try:
-        items = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise InputError(f"The golden questions cannot be read: {error}", where=str(path)) from None
     questions: list[Question] = []
     wrong: list[str] = []
-    for number, item in enumerate(items if isinstance(items, list) else [items]):
+    for file in sorted(path.glob("*.yaml")) if path.is_dir() else [path]:
         try:
-            questions.append(Question.model_validate(item))
-        except ValidationError as error:
-            name = item.get("id", number) if isinstance(item, dict) else number
-            wrong += [f"{name}: {part['loc']}: {part['msg']}" for part in error.errors()]
+            items = yaml.safe_load(file.read_text(encoding="utf-8"))
+        except (OSError, yaml.YAMLError) as error:
+            raise InputError(
+                f"The golden questions cannot be read: {error}", where=str(file)
+            ) from None
+        for number, item in enumerate(items if isinstance(items, list) else [items]):
+            try:
+                questions.append(Question.model_validate(item))
+            except ValidationError as error:
+                name = item.get("id", number) if isinstance(item, dict) else number
+                wrong += [f"{name}: {part['loc']}: {part['msg']}" for part in error.errors()]
     ids = [question.id for question in questions]
     wrong += sorted({f"{name}: this id stands twice" for name in ids if ids.count(name) > 1})
     if wrong or not questions:
@@ -100,7 +184,7 @@ def read_questions(path: Path) -> list[Question]:
     return questions
 
 
-def check_model(index: EdgeIndex, embedder: Embedder) -> None:
+def check_model(index: VectorIndex, embedder: CachedEmbedder) -> None:
     """Questions must be embedded by the model that embedded the chunks."""
     model = index.manifest["model"]
     if model["digest"] != embedder.digest:
@@ -115,137 +199,152 @@ def check_model(index: EdgeIndex, embedder: Embedder) -> None:
 
 def ask(
     questions: Sequence[Question],
-    index: EdgeIndex,
-    embedder: Embedder,
+    vectors: np.ndarray,
+    index: VectorIndex,
+    arms: Mapping[str, Search],
     folders: dict[str, str],
     depth: int,
-) -> list[Result]:
-    """Search for every question. Raises InputError when a question's section is not indexed."""
-    chunks = list(index.chunks())
-    relevant = {item.id: _relevant(item, chunks, folders) for item in questions if item.answerable}
+) -> Arms:
+    """Search for every question in every way.
+
+    ``vectors`` are the questions', float32, (len(questions), dimension). Raises InputError when a
+    question's section is not indexed.
+    """
+    relevant = relevant_chunks(questions, list(index.chunks()), folders)
+    found: Arms = {split: {name: [] for name in arms} for split in SPLITS}
+    for item, vector in zip(questions, vectors, strict=True):
+        right = relevant.get(item.id, [])
+        source = right[0].source if right else ""
+        for name, search in arms.items():
+            hits = index.search(vector, depth, text=item.question, search=search)
+            found[item.split][name].append(
+                Result(
+                    item,
+                    hits,
+                    [in_section(item, hit.chunk, folders) for hit in hits],
+                    [has_answer(item, hit.chunk, folders) for hit in hits],
+                    len(right),
+                    source,
+                )
+            )
+    return found
+
+
+def relevant_chunks(
+    questions: Sequence[Question], chunks: Sequence[Chunk], folders: dict[str, str]
+) -> dict[str, list[Chunk]]:
+    """Chunks of the right section, by question id. Raises InputError where there are none."""
+    documents: dict[str, list[Chunk]] = {}
+    for chunk in chunks:
+        documents.setdefault(chunk.doc_id, []).append(chunk)
+    asked = [item for item in questions if item.answerable]
+    held = {
+        item.document: own
+        for own in documents.values()
+        for item in asked
+        if in_document(item, own[0], folders)
+    }
+    relevant = {
+        item.id: [one for one in held.get(item.document, []) if in_section(item, one, folders)]
+        for item in asked
+    }
     lost = [
-        f"{item.id}: {item.document} > {item.section}"
-        for item in questions
-        if item.answerable and not relevant[item.id]
+        f"{item.id}: {item.document} > {item.section}" for item in asked if not relevant[item.id]
     ]
     if lost:
         raise InputError(
             "Golden questions name sections that the index does not hold.",
             offenders=lost,
-            where="data/golden/questions.yaml",
+            where="data/golden",
             next="correct document and section, or look for the document in data/quality",
         )
-    vectors = embedder.embed_questions([item.question for item in questions])
-    results = []
-    for item, vector in zip(questions, vectors, strict=True):
-        hits = index.search(vector, depth)
-        results.append(
-            Result(
-                item,
-                hits,
-                [in_section(item, hit.chunk, folders) for hit in hits],
-                [has_answer(item, hit.chunk, folders) for hit in hits],
-                len(relevant.get(item.id, [])),
-            )
+    return relevant
+
+
+def flat_metrics(found: Findings) -> dict[str, float]:
+    """The metrics file: dev under the index's own search, and how the other arms compare."""
+    own, test = (found.summaries[split][found.choice.own] for split in SPLITS)
+    flat = {"questions": float(own.questions), **own.metrics}
+    flat["test_questions"] = float(test.questions)
+    for name in (found.headline, METRIC, "mrr"):
+        if name in test.metrics:
+            flat[f"test_{name}"] = test.metrics[name]
+    for name in found.shown:
+        flat[f"{name.split(' ')[0]}_{METRIC}"] = found.summaries["dev"][name].metrics[METRIC]
+    return flat | {"agrees_with_choice": float(found.choice.agrees)}
+
+
+def verdict(choice: Choice) -> str:
+    """The choice in a few sentences."""
+    rival = f"{choice.rival}, {choice.dev[choice.rival]} nDCG@10 to dense"
+    if choice.chosen == DENSE:
+        said = f"No search is better than dense on dev beyond doubt (the best is {rival}): dense."
+    else:
+        said = f"On dev the best search that beats dense beyond doubt is {rival}."
+    if choice.test is not None:
+        said += f" On test the difference is {choice.test}, which "
+        if choice.chosen == DENSE:
+            said += "does not speak against" if choice.confirmed else "speaks against"
+        else:
+            said += "confirms" if choice.confirmed else "does not confirm"
+        said += " the choice."
+    if not choice.agrees:
+        said += (
+            f" Warning: the index searches {choice.own}; params.yaml: index.search should say "
+            f"{choice.chosen}."
         )
-    return results
+    return said
 
 
-def _relevant(item: Question, chunks: Iterable[Chunk], folders: dict[str, str]) -> list[Chunk]:
-    return [chunk for chunk in chunks if in_section(item, chunk, folders)]
-
-
-def in_document(item: Question, chunk: Chunk, folders: dict[str, str]) -> bool:
-    """Whether the chunk comes from the question's document (a path in the repository)."""
-    return item.document == f"{folders.get(chunk.source, chunk.source)}/{chunk.path}"
-
-
-def in_section(item: Question, chunk: Chunk, folders: dict[str, str]) -> bool:
-    """Whether the chunk belongs to the right section, as the module says."""
-    if not in_document(item, chunk, folders):
-        return False
-    return item.section in chunk.heading.split(" > ") or has_answer(item, chunk, folders)
-
-
-def has_answer(item: Question, chunk: Chunk, folders: dict[str, str]) -> bool:
-    """Whether the chunk holds the whole answer, verbatim up to white space."""
-    if not item.answer or not in_document(item, chunk, folders):
-        return False
-    return " ".join(item.answer.split()) in " ".join(chunk.text.split())
-
-
-def scores(result: Result, top_k: Sequence[int]) -> dict[str, float]:
-    """The metrics of one answerable question."""
-    marks = result.in_section
-    rank = next((number for number, mark in enumerate(marks[:DEPTH], 1) if mark), None)
-    gain = sum(1 / math.log2(number + 1) for number, mark in enumerate(marks[:DEPTH], 1) if mark)
-    best = sum(1 / math.log2(number + 1) for number in range(1, min(DEPTH, result.relevant) + 1))
-    return {
-        **{f"recall_at_{k}": float(any(marks[:k])) for k in top_k},
-        **{f"answer_at_{k}": float(any(result.has_answer[:k])) for k in top_k},
-        "ndcg_at_10": gain / best,
-        "mrr": 1 / rank if rank else 0.0,
-    }
-
-
-def summarise(
-    results: Sequence[Result], top_k: Sequence[int]
-) -> tuple[dict[str, float], dict[str, tuple[float, float]]]:
-    """Means over the answerable questions, and their 95 % bootstrap intervals."""
-    import numpy as np
-
-    rows = [scores(result, top_k) for result in results if result.question.answerable]
-    if not rows:
-        raise InputError("There is no answerable dev question.", where="data/golden/questions.yaml")
-    metrics: dict[str, float] = {"questions": float(len(rows))}
-    intervals: dict[str, tuple[float, float]] = {}
-    draws = np.random.default_rng(SEED).integers(0, len(rows), (RESAMPLES, len(rows)))
-    for name in rows[0]:
-        values = np.array([row[name] for row in rows])
-        low, high = np.percentile(values[draws].mean(axis=1), [2.5, 97.5])
-        metrics[name] = round(float(values.mean()), 6)
-        intervals[name] = (round(float(low), 6), round(float(high), 6))
-    return metrics, intervals
-
-
-def write_output(
-    out: Path,
-    results: Sequence[Result],
-    metrics: dict[str, float],
-    intervals: dict[str, tuple[float, float]],
-    recall: dict[str, float],
-    params: Params,
-) -> None:
+def write_output(out: Path, found: Findings, metrics: dict[str, float]) -> None:
     """Everything that the stage writes; the JSON report comes last."""
-    from stages.retrieval_report import page, picture
+    from stages.retrieval_report import page, pictures
 
     harness.fresh_dir(out)
-    write_table(out / "questions.parquet", _table(results, params.retrieval.top_k))
-    png = picture(results, metrics, intervals, params.retrieval.top_k)
-    (out / "retrieval.png").write_bytes(png)
-    report = {
+    write_table(out / "questions.parquet", _table(found))
+    drawn = pictures(found)
+    for name, png in drawn.items():
+        (out / f"{name}.png").write_bytes(png)
+    (out / "report.html").write_text(page(found, drawn, verdict(found.choice)), encoding="utf-8")
+    harness.write_json(out / "report.json", report(found, metrics))
+
+
+def report(found: Findings, metrics: dict[str, float]) -> dict[str, Any]:
+    """report.json. ``index`` is the content id of the index that was judged."""
+    own = found.summaries["dev"][found.choice.own]
+    return {
+        "index": found.content,
         "metrics": metrics,
-        "intervals": {name: list(pair) for name, pair in intervals.items()},
-        "floor": {f"recall_at_{params.retrieval.top_k[-1]}": params.retrieval.min_recall},
-        "against_exact_search": recall,
-        "missed": [
-            item.question.id for item in results if item.relevant and not any(item.in_section)
-        ],
+        "intervals": {name: list(pair) if pair else None for name, pair in own.intervals.items()},
+        "floor": {found.headline: found.floor},
+        "against_exact_search": found.certified,
+        "missed": [item.question.id for item in found.missed],
+        "choice": found.choice.as_json(),
+        "arms": _as_json(found.summaries),
+        "by_source": _as_json(found.parts["source"]),
+        "by_class": _as_json(found.parts["class"]),
     }
-    (out / "report.html").write_text(page(report, results, png), encoding="utf-8")
-    harness.write_json(out / "report.json", report)
 
 
-def _table(results: Sequence[Result], top_k: Sequence[int]) -> pa.Table:
-    """One row a question: what was asked, what came, how it scored."""
+def _as_json(tree: Any) -> Any:
+    """Nested summaries as nested JSON."""
+    if isinstance(tree, Summary):
+        return tree.as_json()
+    return {name: _as_json(branch) for name, branch in tree.items()}
+
+
+def _table(found: Findings) -> pa.Table:
+    """One row a dev question: what was asked, what came, how it scored."""
     import pyarrow as pa
 
     rows: list[dict[str, Any]] = []
-    for result in results:
+    for at, result in enumerate(found.own):
         item = result.question
         row: dict[str, Any] = {
             "id": item.id,
             "question": item.question,
+            "class": query_class(item.question),
+            "source": result.source,
             "document": item.document,
             "section": item.section,
             "answerable": item.answerable,
@@ -253,8 +352,10 @@ def _table(results: Sequence[Result], top_k: Sequence[int]) -> pa.Table:
             "scores": [round(hit.score, 6) for hit in result.hits],
             "in_section": result.in_section,
         }
+        for name in found.shown:
+            row[f"rank_{name.split(' ')[0]}"] = found.arms["dev"][name][at].rank
         if item.answerable:
-            row |= scores(result, top_k)
+            row |= scores(result, found.top_k)
         rows.append(row)
     names = list(dict.fromkeys(name for row in rows for name in row))
     return pa.table({name: pa.array([row.get(name) for row in rows]) for name in names})

@@ -20,6 +20,10 @@ for _name in (
     "RATCHET_STATE_DIR",
     "RATCHET_ROOT",
     "DAGSTER_HOME",
+    "EMBEDDINGS_URL",
+    "QDRANT_API_KEY",
+    "EMBEDDINGS_API_KEY",
+    "RAY_ADDRESS",
 ):
     os.environ.pop(_name, None)
 

@@ -370,11 +370,10 @@ class Prepared:
 
 def open_real_rag(installed: releases.Installed) -> Rag:
     """The release's retrieval and prompt, with no floor on the score."""
-    from resources.embedding import Embedder
+    from resources.embedding import open_embedder
     from resources.index import open_index
 
-    vectors = installed.vectors
-    embedder = Embedder(vectors.model, vectors.dtype, cache_dir=None, batch=1, threads=1)
+    embedder = open_embedder(installed.vectors, None, threads=1, device="cpu")
     return Rag(
         open_index(installed.index),
         embedder,

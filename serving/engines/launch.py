@@ -65,7 +65,17 @@ class Launch:
 
 
 #: Addresses may hold passwords; the engine needs none of them.
-_SECRETS = frozenset({"POSTGRES_URL", "REDIS_URL", "QDRANT_URL", "MLFLOW_TRACKING_URI"})
+_SECRETS = frozenset(
+    {
+        "EMBEDDINGS_API_KEY",
+        "EMBEDDINGS_URL",
+        "MLFLOW_TRACKING_URI",
+        "POSTGRES_URL",
+        "QDRANT_API_KEY",
+        "QDRANT_URL",
+        "REDIS_URL",
+    }
+)
 
 
 def read_launch(bundle: Path) -> Launch:

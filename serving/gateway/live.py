@@ -56,16 +56,16 @@ Opener = Callable[[Channel], Live]
 
 def opener(settings: Settings, make_embedder: Callable[[Vectors], Embeds] | None = None) -> Opener:
     """The real opener. Embedders are shared between releases that use the same model."""
-    embedders: dict[tuple[str, str], Embeds] = {}
+    embedders: dict[Vectors, Embeds] = {}
 
     def embedder_of(vectors: Vectors) -> Embeds:
-        key = (vectors.model, vectors.dtype)
-        if key not in embedders:
-            embedders[key] = (make_embedder or _embedder)(vectors)
-        return embedders[key]
+        if vectors not in embedders:
+            embedders[vectors] = (make_embedder or _embedder)(vectors)
+        return embedders[vectors]
 
     def open_live(channel: Channel) -> Live:
         from resources.index import open_index
+        from resources.published_reader import Tombstones
 
         installed = releases.load(settings, channel.release)
         answers = installed.answers
@@ -77,6 +77,7 @@ def opener(settings: Settings, make_embedder: Callable[[Vectors], Embeds] | None
             top_k=answers.top_k,
             min_score=answers.min_score,
             sentences=answers.sentences,
+            only=Tombstones(settings, installed.index),
         )
         rag.messages("ready?", rag.retrieve("ready?"))  # weights, index pages and template are warm
         # Closed when the last request that uses it is done, so that its files do not pile up.
@@ -88,9 +89,9 @@ def opener(settings: Settings, make_embedder: Callable[[Vectors], Embeds] | None
 
 def _embedder(vectors: Vectors) -> Embeds:
     """One thread: the engine needs the cores. No cache: questions are people's words."""
-    from resources.embedding import Embedder
+    from resources.embedding import open_embedder
 
-    return Embedder(vectors.model, vectors.dtype, cache_dir=None, batch=vectors.batch, threads=1)
+    return open_embedder(vectors, None, threads=1, device="cpu")
 
 
 class LiveRelease:

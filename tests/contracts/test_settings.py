@@ -18,6 +18,14 @@ def test_empty_variables_count_as_unset() -> None:
     assert Settings.from_env({"QDRANT_URL": "", "MLFLOW_TRACKING_URI": ""}).qdrant_url is None
 
 
+def test_a_key_is_read_and_never_shown() -> None:
+    environ = {"EMBEDDINGS_URL": "http://gpu:8000", "EMBEDDINGS_API_KEY": "sk-secret"}
+    settings = Settings.from_env(environ)
+    assert settings.embeddings_url == "http://gpu:8000"
+    assert settings.embeddings_api_key == "sk-secret" and "sk-secret" not in repr(settings)
+    assert Settings.from_env({}).embeddings_url is Settings.from_env({}).embeddings_api_key is None
+
+
 def test_every_wrong_variable_is_named() -> None:
     with pytest.raises(ConfigError) as caught:
         Settings.from_env({"RATCHET_GATEWAY_PORT": "eighty", "RATCHET_MLFLOW_PORT": "70000"})

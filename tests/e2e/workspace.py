@@ -23,7 +23,12 @@ from tests.conftest import free_port
 SMALL: dict[str, dict[str, Any]] = {
     "documents": {
         "sources": {
-            "docs": {"uri": "docs", "path": "docs"},
+            "docs": {
+                "uri": "docs",
+                "path": "docs",
+                "include": ["**/*.md"],
+                "exclude": ["decisions/**"],
+            },
             "typer": {"uri": "python:typer", "path": "requirements/cpu.lock"},
         }
     },

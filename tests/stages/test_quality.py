@@ -12,14 +12,21 @@ import pytest
 
 from contracts.digests import dir_md5
 from contracts.errors import InputError, QualityError
-from contracts.params import Params, load_params
+from contracts.params import Params, Pii, load_params
 from contracts.records import Document
 from stages import quality
-from stages.documents import _row, schema
+from stages.document_table import document_row, schema
 from stages.tables import write_rows
 
 ROOT = Path(__file__).parents[2]
 POLICY = {"min_documents": 5, "min_characters": 20, "max_characters": 500, "max_quarantined": 0.3}
+CARD = "4556 7375 8689 9855"  # passes Luhn
+PROSE = (
+    "The gate compares both score files question by question and writes down what it found. "
+    "A candidate that loses on any floor is refused, and the reason names the metric, the bound "
+    "and the value that was seen. Nothing is promoted while a score is missing, because a missing "
+    "score says nothing about the answer that should have been there in its place."
+)
 
 
 def params(**policy: Any) -> Params:
@@ -28,8 +35,8 @@ def params(**policy: Any) -> Params:
     return base.model_copy(update={"quality": changed})
 
 
-def row(source: str, path: str, text: str, problem: str | None = None) -> dict[str, Any]:
-    return _row(source, path, path, text.encode(), text, None, problem)
+def row(source: str, path: str, text: str, problem: str | None = None, **rest: Any) -> Any:
+    return document_row(source, path, text=text, problem=problem, **rest)
 
 
 def good(count: int) -> list[dict[str, Any]]:
@@ -41,7 +48,14 @@ def run(tmp_path: Path, rows: list[dict[str, Any]], **policy: Any) -> dict[str, 
     for source in {item["source"] for item in rows}:
         part = [item for item in rows if item["source"] == source]
         write_rows(tmp_path / "documents" / f"{source}.parquet", part, schema())
-    paths = SimpleNamespace(documents=tmp_path / "documents", out=tmp_path / "quality")
+    golden = tmp_path / "questions.yaml"
+    if not golden.exists():
+        golden.write_text(
+            "- {id: q-1, question: Which of the two scorecards is read first of all?}"
+        )
+    paths = SimpleNamespace(
+        documents=tmp_path / "documents", golden=golden, out=tmp_path / "quality"
+    )
     return quality.run(paths, params(**policy))
 
 
@@ -62,7 +76,10 @@ def test_defects_and_copies_are_set_aside(tmp_path: Path) -> None:
         "accepted": 9,
         "defects": 3,
         "copies": 1,
-        "expectations": 15,
+        "near_copies": 0,
+        "personal_data": 0,
+        "redacted": 0,
+        "expectations": 20,
     }
     accepted = [Document.model_validate(item) for item in read(tmp_path, "documents")]
     assert [item.path for item in accepted] == [f"{n}.md" for n in range(9)]
@@ -160,12 +177,107 @@ def test_nothing_usable_fails_and_still_reports(tmp_path: Path) -> None:
 
 
 def test_no_sources_at_all(tmp_path: Path) -> None:
-    paths = SimpleNamespace(documents=tmp_path, out=tmp_path / "quality")
+    paths = SimpleNamespace(documents=tmp_path, golden=tmp_path / "q", out=tmp_path / "quality")
     with pytest.raises(InputError, match="no documents"):
         quality.run(paths, params())
     (tmp_path / "x.parquet").write_bytes(b"PAR1 but no")
     with pytest.raises(InputError, match="not a Parquet file"):
         quality.run(paths, params())
+
+
+def test_each_class_of_defect_goes_to_quarantine_with_its_reason(tmp_path: Path) -> None:
+    bad = [
+        row("docs", "wrong.md", "It\u00e2\u20ac\u2122s \u00c3\u00bcber " * 9),
+        row("docs", "bell.md", "A text with bells. \x07\x07\x07 It cannot be typed."),
+        row("docs", "de.md", "Dieser Satz ist nicht englisch.", language="de"),
+        row("docs", "de.py", "Dieser Satz ist Code, also egal.", language="de", format="code"),
+        row("docs", "key.md", "The key AKIA" + "Q3EGVNYD4JXWTP2M" + " is in the text."),
+        row("docs", "prose.md", PROSE),
+        row("docs", "prose2.md", PROSE.replace("missing,", "absent,") + " Thus it stays."),
+    ]
+    metrics = run(tmp_path, [*good(15), *bad], near_duplicate=0.7)
+    assert (metrics["defects"], metrics["near_copies"], metrics["accepted"]) == (4, 1, 17)
+    reasons = {item["path"]: item["problem"] for item in read(tmp_path, "quarantine")}
+    assert reasons["wrong.md"].startswith("mojibake: 1")
+    assert reasons["bell.md"] == "control characters: 3 of 42"
+    assert reasons["de.md"] == "language: de, not one of en"
+    assert reasons["key.md"] == "api_key: in line 1"
+    assert reasons["prose2.md"].startswith("near copy of docs:prose.md (similarity 0.")
+    report = json.loads((tmp_path / "quality" / "report.json").read_text())
+    assert report["quarantined_by_source"] == {"docs": report["quarantined"]}
+    (family,) = report["near_copies"]
+    assert family["kept"] == "docs:prose.md" and family["copies"][0]["doc_id"] == "docs:prose2.md"
+
+
+def test_boilerplate_is_reported_and_a_page_of_nothing_else_is_set_aside(tmp_path: Path) -> None:
+    notice = "This notice stands at the head of every page of the handbook.\n"
+    rows = [row("docs", f"{n}.md", f"{notice}{text['text']} {n}") for n, text in enumerate(good(9))]
+    rows.append(row("docs", "only.md", notice * 3 + "by: us"))
+    run(tmp_path, rows, boilerplate_documents=5)
+    (set_aside,) = read(tmp_path, "quarantine")
+    assert set_aside["path"] == "only.md"
+    assert set_aside["problem"] == "boilerplate: 97% of it stands in many other documents"
+    report = json.loads((tmp_path / "quality" / "report.json").read_text())
+    assert report["boilerplate"] == [{"line": notice.strip(), "documents": 10}]
+
+
+def test_policy_decides_over_personal_data(tmp_path: Path) -> None:
+    text = f"# Pay {CARD}\n\nWrite to anna@posteo.de or pay with {CARD} at once."
+    heading = {"level": 1, "title": f"Pay {CARD}", "start": 0}
+    page = row("docs", "pay.md", text, title=f"Pay {CARD}", headings=[heading])
+    metrics = run(tmp_path, [*good(8), page])
+    assert (metrics["personal_data"], metrics["redacted"]) == (3, 1)
+    accepted = {item["path"]: item for item in read(tmp_path, "documents")}["pay.md"]
+    masked = "XXXX XXXX XXXX XXXX"
+    assert accepted["text"] == text.replace(CARD, masked)  # the e-mail address is only reported
+    assert accepted["title"] == f"Pay {masked}"
+    assert accepted["headings"] == [{**heading, "title": f"Pay {masked}"}]
+    assert accepted["md5"] == page["md5"]
+
+    run(tmp_path, [*good(8), page], pii=Pii(email="block"))
+    (blocked,) = read(tmp_path, "quarantine")
+    assert blocked["problem"] == "email: in line 3"
+    assert CARD not in blocked["text"] and "anna@" not in blocked["text"]
+    for name in ("report.html", "report.json"):
+        shown = (tmp_path / "quality" / name).read_text()
+        assert CARD not in shown and "anna@" not in shown and "XXXX@XXXXXX.XX" in shown
+
+
+def test_texts_that_differ_in_masked_data_alone_are_copies(tmp_path: Path) -> None:
+    rows = [
+        row("docs", "a.md", f"Please pay with the card {CARD} today."),
+        row("docs", "b.md", "Please pay with the card 5425 2334 3010 9903 today."),
+    ]
+    metrics = run(tmp_path, [*good(8), *rows])
+    assert (metrics["copies"], metrics["redacted"]) == (1, 1)
+
+
+def test_a_golden_question_in_a_document_blocks(tmp_path: Path) -> None:
+    rows = good(8)
+    rows[2]["text"] = (
+        "Someone asked: which of the two scorecards is read FIRST of all? Nobody knew."
+    )
+    with pytest.raises(QualityError) as caught:
+        run(tmp_path, rows)
+    assert caught.value.offenders == [
+        "no golden question stands in a document: 1 of 1 rows do not, e.g. 'q-1 in docs:2.md'"
+    ]
+
+
+def test_golden_questions_that_cannot_be_read(tmp_path: Path) -> None:
+    for content in ("- {id: a}", "- word", "a: [", "7"):
+        (tmp_path / "questions.yaml").write_text(content)
+        with pytest.raises(InputError, match="golden questions cannot be read"):
+            run(tmp_path, good(6))
+
+
+def test_an_edit_scans_one_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [row("docs", f"{n}.md", f"{PROSE[n:]} Page {n} of the cached ones.") for n in range(9)]
+    run(tmp_path, rows)
+    rows[4]["text"] += " One sentence more."
+    run(tmp_path, rows)
+    seen = capsys.readouterr().out.splitlines()
+    assert "(9 new texts scanned)" in seen[0] and "(1 new texts scanned)" in seen[1]
 
 
 def test_no_progress_bars(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -1,11 +1,9 @@
-"""Retrieval: metrics by hand, a real index, a floor that blocks after its report."""
+"""Retrieval: a real index, a choice that is honest, a floor that blocks after its report."""
 
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -14,10 +12,8 @@ import yaml
 
 from contracts.digests import dir_md5
 from contracts.errors import InputError, QualityError
-from contracts.records import Question
-from contracts.settings import Settings
+from contracts.params import Search
 from stages import index, retrieval, vectors
-from stages.retrieval import Result, has_answer, in_section, scores, summarise
 from tests.stages.knowledge import params, paths, write_chunks
 
 FOLDERS = {"docs": "docs"}
@@ -54,18 +50,40 @@ GOLDEN = [
         answer=None,
         answerable=False,
     ),
-    question("locked", split="test", section="Nowhere"),
+    question(
+        "locked",
+        question="how long must I work the flour",
+        document="docs/bread.md",
+        section="Bread",
+        answer="Knead the dough for ten minutes",
+        split="test",
+    ),
 ]
 
 
-@pytest.fixture
-def inputs(settings: Settings, tmp_path: Path) -> dict[str, Path]:
-    chunks, made = write_chunks(tmp_path), tmp_path / "vectors.parquet"
+def build(folder: Path, search: Search) -> Path:
+    """A real index over the tiny knowledge base."""
+    chunks, made = write_chunks(folder), folder / "vectors.parquet"
     vectors.run(paths(chunks=chunks, out=made), params())
-    index.run(paths(chunks=chunks, vectors=made, out=tmp_path / "index"), params())
-    golden = tmp_path / "questions.yaml"
+    knobs = params(index={"search": search})
+    index.run(paths(chunks=chunks, vectors=made, out=folder / "index"), knobs)
+    return folder / "index"
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(tmp_path_factory.mktemp("knowledge"), Search())
+
+
+@pytest.fixture
+def inputs(built: Path, tmp_path: Path) -> dict[str, Path]:
+    return options(built, tmp_path)
+
+
+def options(index: Path, folder: Path) -> dict[str, Path]:
+    golden = folder / "questions.yaml"
     golden.write_text(yaml.safe_dump(GOLDEN))
-    return {"index": tmp_path / "index", "golden": golden, "out": tmp_path / "retrieval"}
+    return {"index": index, "golden": golden, "out": folder / "retrieval"}
 
 
 def test_golden_dev_questions_are_found(inputs: dict[str, Path]) -> None:
@@ -74,18 +92,60 @@ def test_golden_dev_questions_are_found(inputs: dict[str, Path]) -> None:
     assert metrics["recall_at_3"] == metrics["answer_at_3"] == 1.0
     assert metrics["mrr"] > 0.6 and 0.6 < metrics["ndcg_at_10"] <= 1
     out = inputs["out"]
-    assert (out / "retrieval.png").read_bytes().startswith(b"\x89PNG")
+    for name in ("retrieval", "classes", "similarity"):
+        assert (out / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     rows = {row["id"]: row for row in pq.read_table(out / "questions.parquet").to_pylist()}
     assert sorted(rows) == ["floor", "none", "rollback", "verdict"]
     assert rows["none"]["recall_at_3"] is None and rows["verdict"]["recall_at_3"] == 1.0
     assert rows["none"]["scores"][0] < 0.3 < rows["verdict"]["scores"][0]
-    assert len(rows["verdict"]["chunk_ids"]) == 6
-    report = json.loads((out / "report.json").read_text())
-    low, high = report["intervals"]["mrr"]
-    assert low <= report["metrics"]["mrr"] <= high
+    assert rows["floor"]["class"] == "definition" and rows["none"]["source"] == ""
+    assert rows["floor"]["rank_sparse"] == rows["floor"]["rank_fused"] == 1
+    manifest = json.loads((inputs["index"] / "manifest.json").read_text())
+    assert len(set(rows["verdict"]["chunk_ids"])) == manifest["count"]
     first = dir_md5(out)
     retrieval.run(paths(**inputs), params())
     assert dir_md5(out) == first
+
+
+def test_the_report_compares_ways_of_searching_and_names_no_test_question(
+    inputs: dict[str, Path],
+) -> None:
+    metrics = retrieval.run(paths(**inputs), params())
+    out = inputs["out"]
+    report = json.loads((out / "report.json").read_text())
+    manifest = json.loads((inputs["index"] / "manifest.json").read_text())
+    assert report["index"] == manifest["content"]
+    low, high = report["intervals"]["mrr"]
+    assert low <= report["metrics"]["mrr"] <= high
+    grid = params().retrieval.fused
+    for split, count in (("dev", 3), ("test", 1)):
+        arms = report["arms"][split]
+        assert len(arms) == 2 + len(grid.rrf_k) * len(grid.weights)
+        assert {arm["questions"] for arm in arms.values()} == {count}
+    assert metrics["test_questions"] == 1 and metrics["test_recall_at_10"] == 1.0
+    assert metrics["dense_ndcg_at_10"] == metrics["ndcg_at_10"]
+    by_class = report["by_class"]["dev"]["dense"]
+    assert {name: part["questions"] for name, part in by_class.items()} == {
+        "value": 1,
+        "definition": 2,
+    }
+    assert report["by_source"]["dev"]["dense"]["docs"]["ndcg_at_10"][0] == metrics["ndcg_at_10"]
+    page = (out / "report.html").read_text()
+    assert "how long must I" not in page and "locked" not in page + json.dumps(report)
+
+
+def test_an_index_that_searches_otherwise_than_dev_chooses_is_a_warning(
+    tmp_path: Path,
+) -> None:
+    fused = Search(mode="fused", rrf_k=7, weights=(2.0, 1.0))
+    inputs = options(build(tmp_path, fused), tmp_path)
+    metrics = retrieval.run(paths(**inputs), params())
+    report = json.loads((inputs["out"] / "report.json").read_text())
+    assert report["choice"]["own"] == "fused 2:1, k 7" in report["arms"]["dev"]
+    assert report["choice"]["chosen"] == "dense" and metrics["agrees_with_choice"] == 0
+    assert metrics["ndcg_at_10"] == report["arms"]["dev"]["fused 2:1, k 7"]["ndcg_at_10"][0]
+    page = (inputs["out"] / "report.html").read_text()
+    assert "Warning: dev chooses dense, the index searches fused 2:1, k 7." in page
 
 
 def test_below_the_floor_it_fails_after_its_report(inputs: dict[str, Path]) -> None:
@@ -122,50 +182,16 @@ def test_damaged_golden_questions_are_all_named(tmp_path: Path) -> None:
         retrieval.read_questions(tmp_path / "absent.yaml")
 
 
+def test_golden_questions_may_lie_in_several_files(tmp_path: Path) -> None:
+    (tmp_path / "b.yaml").write_text(yaml.safe_dump([question("b")]))
+    (tmp_path / "a.yaml").write_text(yaml.safe_dump([question("a")]))
+    assert [item.id for item in retrieval.read_questions(tmp_path)] == ["a", "b"]
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump([question("a")]))
+    with pytest.raises(InputError, match="damaged") as caught:
+        retrieval.read_questions(tmp_path)
+    assert caught.value.offenders == ["a: this id stands twice"]
+
+
 def test_an_index_of_another_model_is_refused(inputs: dict[str, Path]) -> None:
     with pytest.raises(InputError, match="The index was made with all-MiniLM-L6-v2"):
         retrieval.run(paths(**inputs), params(vectors={"dtype": "float32"}))
-
-
-def hit(path: str, heading: str, text: str) -> Any:
-    return SimpleNamespace(source="docs", path=path, heading=heading, text=text)
-
-
-def test_what_is_relevant() -> None:
-    asked = Question.model_validate(question(answer="It holds\n two lines."))
-    cases = [
-        (hit("gates.md", "Gates > Verdicts", "x"), True, False),
-        (hit("gates.md", "Gates > Verdicts > Deeper", "x"), True, False),
-        (hit("gates.md", "Gates > Other", "so: It  holds two\nlines. Yes"), True, True),
-        (hit("gates.md", "Gates > Verdicts in short", "x"), False, False),
-        (hit("other.md", "Gates > Verdicts", "It holds two lines."), False, False),
-    ]
-    for chunk, section, answer in cases:
-        assert in_section(asked, chunk, FOLDERS) is section
-        assert has_answer(asked, chunk, FOLDERS) is answer
-
-
-def result(marks: list[bool], relevant: int = 2) -> Result:
-    answers = [False] * len(marks)
-    return Result(Question.model_validate(question()), [], marks, answers, relevant)
-
-
-def test_metrics_by_hand() -> None:
-    found = scores(result([False, True, False, True]), [1, 2, 3])
-    assert (found["recall_at_1"], found["recall_at_2"], found["mrr"]) == (0, 1, 0.5)
-    best = 1 + 1 / math.log2(3)
-    assert found["ndcg_at_10"] == pytest.approx((1 / math.log2(3) + 1 / math.log2(5)) / best)
-    assert found["answer_at_3"] == 0
-    perfect = scores(result([True, True]), [1])
-    assert perfect["ndcg_at_10"] == perfect["mrr"] == 1
-    late = scores(result([False] * 10 + [True]), [11])
-    assert late["recall_at_11"] == 1 and late["mrr"] == late["ndcg_at_10"] == 0
-
-
-def test_intervals_hold_the_mean_and_narrow_with_more_questions() -> None:
-    few = [result([n % 2 == 0]) for n in range(10)]
-    metrics, narrow = summarise(few * 20, [1])
-    _, wide = summarise(few, [1])
-    assert metrics["recall_at_1"] == 0.5
-    assert wide["recall_at_1"][0] < narrow["recall_at_1"][0] < 0.5 < narrow["recall_at_1"][1]
-    assert summarise(few, [1])[1] == wide

@@ -1,0 +1,70 @@
+"""Chunks and text-like vectors by the ten thousand, for the benchmarks of search.
+
+Real embeddings of 50,000 chunks cost six minutes of CPU. So 2,000 docstrings of the installed
+package dagster are embedded, and each further vector is a mixture of two of them (60 : 40) with
+noise of length 0.3: text-like, in that neighbours exist and clusters are uneven, but made.
+Held-out real docstrings, never mixed in, are the queries.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from contracts.digests import text_sha
+from contracts.records import Chunk
+from contracts.settings import Settings
+from resources.embedding import Embedder
+
+REAL, QUERIES = 2000, 200
+
+
+def docstrings() -> list[str]:
+    """The docstrings of dagster, cut at 500 characters, in file order."""
+    import ast
+    from importlib.util import find_spec
+    from pathlib import Path
+
+    spec = find_spec("dagster")
+    assert spec is not None and spec.origin is not None
+    found: dict[str, None] = {}
+    for path in sorted(Path(spec.origin).parent.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef, ast.AsyncFunctionDef)):
+                text = ast.get_docstring(node) or ""
+                if len(text) > 60:
+                    found[text[:500]] = None
+    return list(found)
+
+
+def text_like(count: int, seed: int = 7) -> tuple[list[str], np.ndarray, list[str], np.ndarray]:
+    """(texts, vectors (count, 384) float32 of length 1, questions, their vectors)."""
+    texts = docstrings()[: REAL + QUERIES]
+    embedder = Embedder("all-MiniLM-L6-v2", "bfloat16", Settings.from_env().embeddings_dir)
+    real = np.asarray(embedder.embed(texts))
+    base, asked = real[: -QUERIES or None], real[-QUERIES:]
+    draw = np.random.default_rng(seed)
+    first, second = draw.integers(0, len(base), (2, count))
+    vectors = 0.6 * base[first] + 0.4 * base[second]
+    noise = draw.normal(size=vectors.shape).astype(np.float32)
+    vectors += 0.3 * noise / np.linalg.norm(noise, axis=1, keepdims=True)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    mixed = [f"{texts[a][:250]} {texts[b][:250]}" for a, b in zip(first, second, strict=True)]
+    return mixed, vectors.astype(np.float32), texts[-QUERIES:], asked
+
+
+def rows(texts: list[str]) -> list[dict[str, Any]]:
+    """Chunks of those texts, five to a document, as their Parquet rows."""
+    found = []
+    for number, text in enumerate(texts):
+        doc_id, start = f"made:{number // 5:06}.md", number % 5 * 1000
+        found.append(
+            Chunk(
+                chunk_id=f"{doc_id}#{start}-{start + len(text)}", doc_id=doc_id, source="made",
+                path=doc_id[5:], title="Made", heading="Made", start=start, end=start + len(text),
+                tokens=len(text) // 4, text_sha=text_sha(text), text=text, format="markdown",
+                language="en",
+            ).model_dump()
+        )  # fmt: skip
+    return found
