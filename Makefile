@@ -40,4 +40,4 @@ lock: setup ## resolve the lock again after changing pyproject.toml
 clean: ## stop what this checkout started; remove what it made (not .venv)
 	@if [ -e .venv/.ready ]; then tools/ratchet down; fi
 	@rm -rf .ratchet .dagster .dvc/tmp .dvc/cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
-	@find data -mindepth 1 -maxdepth 1 ! -name .gitignore ! -name golden ! -name shipped ! -name sources ! -name accepted.json ! -name stable.json -exec rm -rf {} +
+	@find data -mindepth 1 -maxdepth 1 ! -name .gitignore ! -name golden ! -name shipped ! -name sources ! -name stable.json -exec rm -rf {} +

@@ -12,16 +12,22 @@ from contracts.settings import Settings
 from resources.dagster_process import run_process
 
 
+class PublishConfig(dg.Config):
+    """Of a run that publishes, for the launchpad."""
+
+    accept_change: bool = False  # publish although more changed than params.yaml allows
+
+
 @dg.asset(
     deps=["index", "retrieval", "acceptance"],
     group_name="knowledge",
     kinds={"qdrant"},
     description="The newest index that passed its checks, behind one pointer that swaps at once.",
 )
-def published_index() -> dg.MaterializeResult[Any]:
+def published_index(config: PublishConfig) -> dg.MaterializeResult[Any]:
     from assets.publishing import publish_knowledge
 
-    pointer = publish_knowledge(Settings.from_env())
+    pointer = publish_knowledge(Settings.from_env(), config.accept_change)
     return dg.MaterializeResult(
         data_version=dg.DataVersion(str(pointer["md5"])),
         metadata={
@@ -32,6 +38,7 @@ def published_index() -> dg.MaterializeResult[Any]:
             "documents": pointer["documents"],
             "hidden documents": len(pointer["tombstones"]),
             "recall": pointer["recall"],
+            "change": dg.MetadataValue.path(pointer["change"]),
         },
     )
 

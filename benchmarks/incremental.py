@@ -119,7 +119,7 @@ def write_questions(root: Path, files: list[Path]) -> None:
     questions = []
     for number, file in enumerate(files[:: max(1, len(files) // 100)]):
         found = re.search(r"^## (\S+)\n\n([A-Z][^\n]{40,})", file.read_text("utf-8"), re.MULTILINE)
-        if found is None:
+        if found is None or file.stat().st_size < 2000:
             continue
         questions.append(
             {
@@ -132,8 +132,12 @@ def write_questions(root: Path, files: list[Path]) -> None:
                 "answerable": True,
             }
         )
-    path = root / "data" / "golden" / "questions.yaml"
-    path.write_text(yaml.safe_dump(questions, allow_unicode=True), encoding="utf-8")
+    golden = root / "data" / "golden"
+    shutil.rmtree(golden)
+    golden.mkdir()
+    (golden / "questions.yaml").write_text(
+        yaml.safe_dump(questions, allow_unicode=True), encoding="utf-8"
+    )
 
 
 def build(root: Path) -> Cost:

@@ -20,11 +20,16 @@ def versions() -> None:
 
 
 @app.command()
-def publish() -> None:
+def publish(
+    accept_change: Annotated[
+        bool,
+        typer.Option("--accept-change", help="Also if it moved further than the policy allows."),
+    ] = False,
+) -> None:
     """Publish data/index, if it passes the policy in params.yaml."""
     from assets.publishing import publish_knowledge
 
-    pointer = publish_knowledge(Settings.from_env())
+    pointer = publish_knowledge(Settings.from_env(), accept_change)
     print(f"published {pointer['version']}, {len(pointer['tombstones'])} documents hidden")
 
 

@@ -1,31 +1,28 @@
-"""acceptance: whether this knowledge base may take the place of the one that is published.
+"""acceptance: whether the chunks are sound, and a profile to compare versions by.
 
-In: the accepted documents, their chunks, ``data/accepted.json`` (the profile of the version that
-was published last, kept in git; ``null`` at first). Out: a folder with
+In: the accepted documents and their chunks. Out: a folder with
 
-    profile.json         counts and distributions: what accepted.json becomes
-    report.json/.html    every expectation and comparison with what was observed; written last
+    profile.json         counts and distributions, a few kilobytes
+    report.json/.html    every expectation with what was observed; written last
 
-A Great Expectations suite over the chunks (contract, uniqueness, tokens, digests, offsets,
-coverage), then the comparison with the last accepted version (stages/acceptance_profile.py). If one
-does not hold, the stage fails after the report is written. To let a change through on purpose,
-write ``null`` into data/accepted.json and commit that. When a version has been published,
-:func:`accept` makes its profile the one to compare with.
+A Great Expectations suite over the chunks: contract, uniqueness, tokens, digests, offsets,
+coverage. If one does not hold, the stage fails after the report is written. How far all has moved
+since the version published last is asked when it is published (assets/publishing.py): it depends on
+what is live, not on files alone.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from contracts.digests import text_sha
-from contracts.errors import InputError, QualityError
+from contracts.errors import QualityError
 from contracts.params import Params
 from contracts.records import Chunk
 from stages import harness
-from stages.acceptance_profile import compare, profile
+from stages.acceptance_profile import profile
 from stages.expectations import validate
 from stages.tables import read_table
 
@@ -36,50 +33,22 @@ DOCUMENT_COLUMNS = ("doc_id", "source", "format", "language", "text")
 def run(paths: harness.Paths, params: Params) -> dict[str, float]:
     documents = read_table(paths.documents / "documents.parquet", DOCUMENT_COLUMNS).to_pylist()
     chunks = read_table(paths.chunks, list(Chunk.model_fields)).to_pylist()
-    before = read_accepted(paths.accepted)
     now = profile(documents, chunks, params.chunks.max_tokens, params.chunks.strategy)
     results = judge(documents, chunks, params.chunks.max_tokens)
-    results += compare(before, now, params.acceptance)
-    write_output(paths.out, before, now, results)
+    write_output(paths.out, now, results)
     failed = [row for row in results if not row["success"]]
     harness.progress(
         f"{len(chunks)} chunks of {len(documents)} documents: "
-        f"{len(results) - len(failed)} of {len(results)} expectations hold, "
-        f"compared with {'nothing: the first version' if before is None else 'the last accepted'}"
+        f"{len(results) - len(failed)} of {len(results)} expectations hold"
     )
     if failed:
         raise QualityError(
             f"{len(failed)} of {len(results)} expectations over the chunks do not hold.",
             offenders=[f"{row['expectation']}: {row['observed']}" for row in failed],
             where=str(paths.out / "report.html"),
-            next="mend the documents, change params.yaml: acceptance, or, if the change is meant, "
-            f"write null into {paths.accepted}",
+            next="run the stages quality and chunks again",
         )
-    shifts = [row["shift"] for row in results if row.get("shift") is not None]
-    return {
-        "expectations": float(len(results)),
-        "compared": float(before is not None),
-        "max_shift": max(shifts, default=0.0),
-    }
-
-
-def read_accepted(path: Path) -> Row | None:
-    """The profile of the version that was published last, or None. Raises InputError."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"The last accepted profile cannot be read: {error}", where=str(path), next="write null"
-        ) from None
-    if value is not None and not (
-        isinstance(value, dict) and {"sources", "chunking"} <= set(value)
-    ):
-        raise InputError(
-            "The last accepted profile is not one.",
-            where=str(path),
-            next="write null, or restore it: git checkout -- data/accepted.json",
-        )
-    return value
+    return {"expectations": float(len(results)), "chunks": float(len(chunks))}
 
 
 def judge(documents: list[Row], chunks: list[Row], max_tokens: int) -> list[Row]:
@@ -195,45 +164,16 @@ def _signs(text: str) -> int:
     return sum(map(len, text.split()))
 
 
-def write_output(out: Path, before: Row | None, now: Row, results: list[Row]) -> None:
+def write_output(out: Path, now: Row, results: list[Row]) -> None:
     """Everything that the stage writes; the report comes last."""
     from stages.acceptance_report import page
 
     harness.fresh_dir(out)
     harness.write_json(out / "profile.json", now)
-    report = {
-        "success": all(row["success"] for row in results),
-        "compared": before is not None,
-        "expectations": results,
-    }
-    (out / "report.html").write_text(page(report, before, now), encoding="utf-8")
+    report = {"success": all(row["success"] for row in results), "expectations": results}
+    (out / "report.html").write_text(page(report, None, now), encoding="utf-8")
     harness.write_json(out / "report.json", report)
 
 
-def accept(root: Path) -> bool:
-    """Make the profile of data/acceptance the one that later versions are compared with.
-
-    To be called when its version has been published. Returns whether data/accepted.json changed.
-    Raises InputError if there is no profile, QualityError if its report says that it failed.
-    """
-    folder, target = root / "data" / "acceptance", root / "data" / "accepted.json"
-    try:
-        report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-        now = json.loads((folder / "profile.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"There is no accepted profile: {error}", where=str(folder), next="dvc repro acceptance"
-        ) from None
-    if not report["success"]:
-        raise QualityError(
-            "A knowledge base that was not accepted cannot become the one to compare with.",
-            where=str(folder / "report.html"),
-        )
-    if target.is_file() and read_accepted(target) == now:
-        return False
-    harness.write_json(target, now)
-    return True
-
-
 if __name__ == "__main__":
-    harness.main("acceptance", run, paths=("documents", "chunks", "accepted", "out"))
+    harness.main("acceptance", run, paths=("documents", "chunks", "out"))

@@ -1,6 +1,6 @@
 """What of a knowledge base is compared with the version before: counts and distributions.
 
-In: documents and chunks. Out: a profile of a few kilobytes, small enough for git; and, for two of
+In: documents and chunks. Out: a profile of a few kilobytes; and, for two of
 them, a row for each comparison, shaped like those of stages/expectations.py.
 
 A distribution has shifted when two things hold at once. The Jensen-Shannon distance (base 2: 0 is

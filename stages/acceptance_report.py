@@ -32,9 +32,7 @@ def page(report: Row, before: Row | None, now: Row) -> str:
         "Acceptance of the knowledge base",
         [
             section(
-                "Against the last accepted version"
-                if before
-                else "The first version: nothing to compare with",
+                "Against the version published last" if before else "What there is",
                 image(counts_picture(before, now), "documents by source, before and now"),
                 image(shapes_picture(before, now), "distributions, before and now"),
                 table(counts(before, now), ["source", "documents", "before", "chunks", "before"]),
@@ -71,7 +69,7 @@ def counts_picture(before: Row | None, now: Row) -> bytes:
     width = 0.38 if before else 0.7
     if before:
         was = axes.barh([n - 0.2 for n in places], [row[2] or 0 for row in rows], width)
-        was.set_label("last accepted")
+        was.set_label("published last")
         _paint(was, COLOURS[5])
         axes.bar_label(was, labels=[f"{row[2] or 0:,}" for row in rows], padding=3)
     new = axes.barh(
@@ -105,7 +103,7 @@ def shapes_picture(before: Row | None, now: Row) -> bytes:
     ):
         both = [(now, COLOURS[0], "now")]
         if before:
-            both.insert(0, (before, COLOURS[5], "last accepted"))
+            both.insert(0, (before, COLOURS[5], "published last"))
         bins = sorted({int(b) for value, _, _ in both for b in pooled(value, names, key)})
         for number, (value, colour, word) in enumerate(both):
             seen = pooled(value, names, key)

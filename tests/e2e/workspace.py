@@ -99,6 +99,8 @@ def make_workspace(root: Path, changes: dict[str, dict[str, Any]] | None = None)
     params = yaml.safe_load((root / "params.yaml").read_text())
     for block, values in (changes or {}).items():
         params[block] |= values
+    if "dagster" not in params["documents"]["sources"]:  # nor are there questions about it
+        (root / "data" / "golden" / "dagster.yaml").unlink()
     (root / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     git = ["git", "-c", "user.name=test", "-c", "user.email=test@localhost"]
     for command in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "workspace"]):
