@@ -43,10 +43,11 @@ def documents() -> Iterator[tuple[str, str]]:
             tree = ast.parse(file.read_bytes())
         except (SyntaxError, ValueError):
             continue
-        if file.relative_to(site).parts[0] in GENERATED:
+        parts = file.relative_to(site).parts
+        if parts[0] in GENERATED or any(part.startswith("_vendor") for part in parts):
             continue
         name = ".".join(file.relative_to(site).with_suffix("").parts).removesuffix(".__init__")
-        parts = [f"# {name}\n"]
+        pieces = [f"# {name}\n"]
         for node in ast.walk(tree):
             if not isinstance(
                 node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
@@ -58,6 +59,6 @@ def documents() -> Iterator[tuple[str, str]]:
                 parts.append(
                     (f"## {heading}\n\n" if heading else "") + inspect.cleandoc(doc) + "\n"
                 )
-        text = "\n".join(parts).encode("utf-8", "replace").decode()
+        text = "\n".join(pieces).encode("utf-8", "replace").decode()
         if MIN_CHARACTERS <= len(text) <= MAX_CHARACTERS:
             yield name, text

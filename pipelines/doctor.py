@@ -88,6 +88,7 @@ def addresses(settings: Settings) -> dict[str, dict[str, Any]]:
         "dagster": f"http://{settings.host}:{settings.dagster_port}",
         "mlflow": settings.mlflow_uri,
         "QDRANT_URL": settings.qdrant_url,
+        "EMBEDDINGS_URL": settings.embeddings_url,
         "POSTGRES_URL": settings.postgres_url,
         "REDIS_URL": settings.redis_url,
     }
