@@ -56,7 +56,7 @@ def documents() -> Iterator[tuple[str, str]]:
             doc = ast.get_docstring(node, clean=False)
             if doc and len(doc) > 80:
                 heading = getattr(node, "name", "")
-                parts.append(
+                pieces.append(
                     (f"## {heading}\n\n" if heading else "") + inspect.cleandoc(doc) + "\n"
                 )
         text = "\n".join(pieces).encode("utf-8", "replace").decode()

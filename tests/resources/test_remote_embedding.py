@@ -185,7 +185,9 @@ def test_the_cache_is_named_by_model_and_dimension_not_by_address(
 
 
 @pytest.mark.parametrize(
-    "fault", [says(429), says(500, b"oops"), says(503), says(408), "drop"], ids=str
+    "fault",
+    [says(429), says(500, b"oops"), says(503), says(408), "drop"],
+    ids=["429", "500", "503", "408", "drop"],
 )
 def test_what_passes_is_tried_again(server: Server, fault: Answer | str) -> None:
     server.answers = [fault, fault]
