@@ -35,7 +35,7 @@ class Running:
     """A gateway in a thread. ``client`` speaks to it."""
 
     def __init__(self, settings: Settings, **parts: Any) -> None:
-        parts.setdefault("deadlines", Deadlines(connect=1, first_byte=0.6, stall=0.3, write=2))
+        parts.setdefault("deadlines", Deadlines(connect=2, first_byte=3, stall=2, write=4))
         parts.setdefault("open_live", open_json_live(settings))
         parts.setdefault("health_every", 0.05)
         self.settings = settings

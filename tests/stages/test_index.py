@@ -11,6 +11,7 @@ import pytest
 
 from contracts.digests import dir_md5
 from contracts.errors import InputError, QualityError
+from contracts.params import Search
 from contracts.settings import Settings
 from resources.index import open_index
 from stages import index, vectors
@@ -34,7 +35,8 @@ def test_the_index_is_certified_and_repeats(inputs: dict[str, Path]) -> None:
         assert opened.manifest["recall"] == {"recall_at_10": 1.0, "worst_probe": 1.0}
         assert opened.manifest["model"]["name"] == "all-MiniLM-L6-v2"
         ids, values, _ = vectors.read_vectors(inputs["vectors"])
-        assert opened.search(values[4], 1)[0].chunk.chunk_id == ids[4]
+        (hit,) = opened.search(values[4], 1, search=Search())
+        assert hit.chunk.chunk_id == ids[4]
     index.run(paths(**inputs), params())
     assert dir_md5(inputs["out"]) == first
 
