@@ -25,6 +25,20 @@ def read_report(path: str) -> tuple[dict[str, Any], Path]:
     return report, full
 
 
+def suite_result(path: str) -> dg.AssetCheckResult:
+    """A Great Expectations suite that a stage ran, as its check."""
+    report, full = read_report(path)
+    failed = [row for row in report["expectations"] if not row["success"]]
+    return dg.AssetCheckResult(
+        passed=not failed,
+        metadata={
+            "failed": [str(row["expectation"]) for row in failed],
+            "expectations": len(report["expectations"]),
+            "report": dg.MetadataValue.path(str(full.with_suffix(".html"))),
+        },
+    )
+
+
 @dg.asset_check(
     asset="documents", description="Files of every source that was read so far could be read."
 )
@@ -44,32 +58,14 @@ def documents_readable() -> dg.AssetCheckResult:
 
 @dg.asset_check(asset="quality", blocking=True, description="Every expectation of the suite holds.")
 def quality_suite() -> dg.AssetCheckResult:
-    report, path = read_report("data/quality/report.json")
-    failed = [row for row in report["expectations"] if not row["success"]]
-    return dg.AssetCheckResult(
-        passed=not failed,
-        metadata={
-            "failed": [str(row["expectation"]) for row in failed],
-            "expectations": len(report["expectations"]),
-            "report": dg.MetadataValue.path(str(path.with_suffix(".html"))),
-        },
-    )
+    return suite_result("data/quality/report.json")
 
 
 @dg.asset_check(
     asset="acceptance", blocking=True, description="Chunks are sound, and like those live now."
 )
 def acceptance_suite() -> dg.AssetCheckResult:
-    report, path = read_report("data/acceptance/report.json")
-    failed = [row for row in report["expectations"] if not row["success"]]
-    return dg.AssetCheckResult(
-        passed=not failed,
-        metadata={
-            "failed": [str(row["expectation"]) for row in failed],
-            "expectations": len(report["expectations"]),
-            "report": dg.MetadataValue.path(str(path.with_suffix(".html"))),
-        },
-    )
+    return suite_result("data/acceptance/report.json")
 
 
 @dg.asset_check(asset="retrieval", blocking=True, description="Recall on the golden dev questions.")

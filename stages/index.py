@@ -28,6 +28,9 @@ K = 10
 #: Two cosines closer than this are a tie: the engine sums in another order than numpy.
 TIE = 1e-5
 
+#: Probes of one matrix product: 3 times as fast as one by one, 40 MB at 500,000 chunks.
+BLOCK = 20
+
 
 def run(paths: harness.Paths, params: Params) -> dict[str, float]:
     rows = read_table(paths.chunks, list(Chunk.model_fields)).to_pylist()
@@ -80,11 +83,12 @@ def measure_recall(index: VectorIndex, vectors: np.ndarray, params: Index) -> tu
     middle /= np.maximum(np.linalg.norm(middle, axis=1, keepdims=True), 1e-9)
     dense = params.search.model_copy(update={"mode": "dense"})
     shares = []
-    for probe in middle:
-        similar = vectors @ probe
-        bound = np.partition(similar, -k)[-k] - TIE
-        hits = index.search(probe, k, search=dense)
-        shares.append(sum(hit.score >= bound for hit in hits) / k)
+    for start in range(0, count, BLOCK):
+        block = middle[start : start + BLOCK]
+        bounds = np.partition(block @ vectors.T, -k, axis=1)[:, -k] - TIE
+        for probe, bound in zip(block, bounds, strict=True):
+            hits = index.search(probe, k, search=dense)
+            shares.append(sum(hit.score >= bound for hit in hits) / k)
     return round(float(np.mean(shares)), 6), round(float(np.min(shares)), 6)
 
 
