@@ -19,8 +19,10 @@ import importlib.util
 import logging
 import os
 import pickle
+import shlex
 import shutil
 import socket
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -121,8 +123,14 @@ def environment(*, send_code: bool) -> dict[str, Any]:
     variables = {name: os.environ.get(name, value) for name, value in offline.SWITCHES.items()}
     variables["OMP_NUM_THREADS"] = "1"  # a task has one core; and bits depend on the thread count
     if send_code:
-        return {"env_vars": variables, "py_modules": [str(ROOT / name) for name in CODE]}
-    return {"env_vars": {**variables, "PYTHONPATH": str(ROOT)}}
+        made: dict[str, Any] = {"py_modules": [str(ROOT / name) for name in CODE]}
+    else:
+        made, variables = {}, {**variables, "PYTHONPATH": str(ROOT)}
+    if shlex.quote(sys.executable) != sys.executable:
+        # Ray 2.60 writes the interpreter into a shell command as it is. With a blank in its path
+        # no worker starts and Ray waits for ever. Nodes of a cluster then need the same path.
+        made["py_executable"] = shlex.quote(sys.executable)
+    return {**made, "env_vars": variables}
 
 
 def _knock(address: str) -> None:
