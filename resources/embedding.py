@@ -89,6 +89,11 @@ def open_embedder(
     return Embedder(vectors.model, vectors.dtype, cache_dir, vectors.batch, threads, where, stream)
 
 
+def context_of(title: str, heading: str) -> str:
+    """What stands before a chunk's text, in its vector and among its words: title and headings."""
+    return heading if heading.startswith(title) else f"{title}: {heading}".rstrip(": ")
+
+
 def token_counter(vectors: Vectors) -> Tokenizer:
     """The tokenizer that chunks are counted with: the model's own where it is known."""
     return load_tokenizer(find_model(counting_model(vectors)))

@@ -24,7 +24,7 @@ from contracts.errors import InputError
 from contracts.params import Params
 from contracts.settings import Settings
 from resources import ray_data
-from resources.embedding import cpu_flags, open_embedder
+from resources.embedding import context_of, cpu_flags, open_embedder
 from resources.vector_cache import CachedEmbedder
 from stages import harness
 from stages.tables import read_table, write_table
@@ -89,7 +89,7 @@ def embedded_text(row: dict[str, Any], embedder: CachedEmbedder) -> str:
     exceed what the model reads, so that the text itself is never cut.
     """
     title, heading, text = row["title"], row["heading"], str(row["text"])
-    context = heading if heading.startswith(title) else f"{title}: {heading}".rstrip(": ")
+    context = context_of(title, heading)
     room = embedder.max_tokens - row["tokens"]
     if len(context) > room:  # a token has at least one character: most need no counting
         room -= len(embedder.tokenizer.encode(context, add_special_tokens=False).ids)

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
+from resources.embedding import context_of
+
 #: Tokens of a chunk, about: BM25 weighs a chunk's length against it.
 AVERAGE_TOKENS = 64.0
 
@@ -28,9 +30,7 @@ def _model() -> Any:
 
 def sparse_text(row: Mapping[str, Any]) -> str:
     """The words of a chunk: title and headings, then the text, as for its dense vector."""
-    title, heading = row["title"], row["heading"]
-    context = heading if heading.startswith(title) else f"{title}: {heading}".rstrip(": ")
-    return f"{context}\n{row['text']}"
+    return f"{context_of(row['title'], row['heading'])}\n{row['text']}"
 
 
 def of_document(row: Mapping[str, Any]) -> tuple[list[int], list[float]]:
