@@ -4,11 +4,11 @@
 reference spans are Chroma's (github: brandonstarxel/chunking_evaluation), and so are the measures
 (research.trychroma.com/evaluating-chunking), counted in tokens of the embedding model: recall is
 the share of a question's reference tokens that the five chunks found hold; IoU is intersection over
-union of both. One index over all five corpora, at most 254 tokens a chunk. The corpora are prose
-without markup, whatever their files are called, and are cut as the format text.
-Target: recall@5 within 0.01 of the best library, IoU >= 0.049. That figure was taken from a run
-with BM25, so BM25 decides, and either of structure and recursive may reach it; dense search is
-judged and printed as well.
+union of both. One index over all five corpora, at most 254 tokens
+a chunk. The corpora are prose without markup, and are cut as each of :data:`WAYS`.
+Target, as the formats text and Markdown: recall@5 within 0.01 of the best library, IoU >= 0.049.
+The second figure was taken from a run with BM25, so BM25 decides; dense search is judged and
+printed as well.
 
 langchain runs in this environment, chonkie and semantic-text-splitter in BENCH_PYTHON's.
 """
@@ -34,7 +34,14 @@ if TYPE_CHECKING:
 
 LIMIT, K = 254, 5
 MARGIN, LEAST_IOU = 0.01, 0.049
-STRATEGIES: tuple[Strategy, ...] = ("structure", "recursive", "fixed")
+#: Name: format, strategy.
+WAYS: dict[str, tuple[str, Strategy]] = {
+    "ratchet text": ("text", "structure"),
+    "ratchet markdown": ("markdown", "structure"),
+    "ratchet recursive": ("text", "recursive"),
+    "ratchet fixed": ("text", "fixed"),
+}
+JUDGED = ("ratchet text", "ratchet markdown")
 PEERS = ("langchain recursive", "chonkie recursive", "semantic-text-splitter")
 
 #: (corpus, start, end)
@@ -66,12 +73,14 @@ def read(folder: Path) -> tuple[dict[str, str], list[Question]]:
     return corpora, questions
 
 
-def ours(corpora: dict[str, str], embedder: Embedder, strategy: Strategy) -> list[Span]:
+def ours(
+    corpora: dict[str, str], embedder: Embedder, format: str, strategy: Strategy
+) -> list[Span]:
     counter = WordCounter(embedder.tokenizer)
     return [
         (name, one.start, one.end)
         for name, text in corpora.items()
-        for one in split(text, LIMIT, counter, format="text", strategy=strategy)
+        for one in split(text, LIMIT, counter, format=format, strategy=strategy)
     ]
 
 
@@ -189,7 +198,7 @@ def main() -> int:
     embedder = Embedder(cache_dir=cache / "embeddings")
     tokens = Tokens(corpora, embedder)
     chunks: dict[str, list[Span] | None] = {
-        f"ratchet {name}": ours(corpora, embedder, name) for name in STRATEGIES
+        name: ours(corpora, embedder, *way) for name, way in WAYS.items()
     }
     chunks |= {name: peer(corpora, embedder, name) for name in PEERS}
     print(f"{len(questions)} questions, {len(corpora)} corpora, at most {LIMIT} tokens, top {K}")
@@ -207,7 +216,7 @@ def main() -> int:
 def report(
     search: str, results: dict[str, np.ndarray], chunks: dict[str, list[Span] | None]
 ) -> bool:
-    """Print the table of one kind of search. Returns whether one of ours meets the targets."""
+    """Print the table of one kind of search. Returns whether all of JUDGED meet the targets."""
     best = max((name for name in results if name in PEERS), key=lambda n: results[n][:, 0].mean())
     print(f"\n{search + ':':24} chunks  recall@5 (95 %)        minus {best} (95 %)      IoU (95 %)")
     for name, values in results.items():
@@ -219,14 +228,14 @@ def report(
         )
     reference = results[best][:, 0].mean()
     passed = []
-    for name in ("ratchet structure", "ratchet recursive"):
+    for name in JUDGED:
         recall, iou = results[name].mean(axis=0)
         passed.append(bool(recall >= reference - MARGIN and iou >= LEAST_IOU))
         print(
             f"{'PASS' if passed[-1] else 'FAIL'}: {name}: recall@5 {recall:.4f} (at least "
             f"{reference - MARGIN:.4f}), IoU {iou:.4f} (at least {LEAST_IOU})"
         )
-    return any(passed)
+    return all(passed)
 
 
 def _range(values: np.ndarray, digits: int = 3) -> str:

@@ -11,28 +11,25 @@ Then the stage itself, as a process: first build, unchanged re-run, one of 10,00
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
 import sys
-import sysconfig
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from benchmarks import package_docs
 from contracts import offline
 from contracts.settings import ROOT
 from resources.embedding import find_model, load_tokenizer
-from stages.docstrings import docstrings
 from stages.splitting import WordCounter, split
 
 LIMIT, ROUNDS, TEXT_BYTES, CODE_BYTES = 254, 3, 6_000_000, 4_000_000
 STAGE_DOCUMENTS, STAGE_BYTES = 10_000, 20_000_000
 LEAST_SPEED, LEAST_RATIO = 1.2, 2.0
-PACKAGES = ("dagster", "mlflow", "pandas", "scipy", "torch", "transformers", "sklearn")
 PEERS = ("chonkie recursive", "semantic-text-splitter")
 
 #: (text, format)
@@ -40,22 +37,15 @@ Text = tuple[str, str]
 
 
 def texts() -> Iterator[Text]:
-    """Documentation files of the environment, then docstrings of :data:`PACKAGES`."""
-    site = Path(sysconfig.get_paths()["purelib"])
-    for ending, format in (("md", "markdown"), ("rst", "rst")):
-        for path in sorted(site.rglob(f"*.{ending}")):
-            yield path.read_text(encoding="utf-8", errors="replace"), format
-    for package in PACKAGES:
-        if importlib.util.find_spec(package):
-            for _, text in docstrings(package, site / package):
-                yield text.encode("utf-8", "replace").decode(), "docstring"
+    """Documentation files of the environment, then docstrings."""
+    yield from package_docs.files()
+    for file in package_docs.sources(*package_docs.PACKAGES):
+        yield from ((text, "docstring") for _, text in package_docs.docstrings(file))
 
 
 def sources() -> Iterator[Text]:
-    site = Path(sysconfig.get_paths()["purelib"])
-    for package in PACKAGES:
-        for path in sorted((site / package).rglob("*.py")):
-            yield path.read_text(encoding="utf-8", errors="replace"), "code"
+    for path in package_docs.sources(*package_docs.PACKAGES):
+        yield path.read_text(encoding="utf-8", errors="replace"), "code"
 
 
 def take(found: Iterator[Text], limit: int) -> tuple[list[Text], float]:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import package_docs
 from contracts.digests import text_sha
 from contracts.records import Chunk
 from contracts.settings import Settings
@@ -22,20 +23,10 @@ REAL, QUERIES = 2000, 200
 
 def docstrings() -> list[str]:
     """The docstrings of dagster, cut at 500 characters, in file order."""
-    import ast
-    from importlib.util import find_spec
-    from pathlib import Path
-
-    spec = find_spec("dagster")
-    assert spec is not None and spec.origin is not None
-    found: dict[str, None] = {}
-    for path in sorted(Path(spec.origin).parent.rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, (ast.FunctionDef, ast.ClassDef, ast.AsyncFunctionDef)):
-                text = ast.get_docstring(node) or ""
-                if len(text) > 60:
-                    found[text[:500]] = None
-    return list(found)
+    found = (
+        one for file in package_docs.sources("dagster") for one in package_docs.docstrings(file)
+    )
+    return list(dict.fromkeys(text[:500] for name, text in found if name and len(text) > 60))
 
 
 def text_like(count: int, seed: int = 7) -> tuple[list[str], np.ndarray, list[str], np.ndarray]:

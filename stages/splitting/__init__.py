@@ -4,9 +4,10 @@ In: a text and how it is structured, the limit, a token counter. Out: spans (sta
 heading) such that every non-space character lies in exactly one, and ``tokens`` is what the
 tokenizer says of ``text[start:end]``.
 
-A strategy says where hard borders are and what a cut elsewhere costs (``parts``); the tokens come
-from ``words``, each text tokenised once; ``cuts`` finds the cheapest total. A text is read in
-windows of :data:`WINDOW` characters, so that memory follows from the window and not from the text.
+A strategy says where hard borders are and of what kind the places between them are (``parts``); the
+tokens come from ``words``, each text tokenised once; ``cuts`` takes the best kind of place that
+makes a piece fit. A text is read in windows of :data:`WINDOW` characters, so that memory follows
+from the window and not from the text.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from stages.splitting.cuts import cut, greedy, nested
+from stages.splitting.cuts import cut, greedy
 from stages.splitting.parts import Heading, Part, find_parts
 from stages.splitting.words import WordCounter, Words, read_words
 
@@ -69,17 +70,11 @@ def split(
 def _part_spans(part: Part, start: int, end: int, words: Words, limit: int) -> Iterator[Span]:
     """Spans of what lies of ``part`` between ``start`` and ``end``."""
     first, last = bisect_left(words.starts, start), bisect_left(words.starts, end)
-
-    def fits(a: int, b: int) -> bool:
-        i, j = bisect_left(words.starts, a, first, last), bisect_left(words.starts, b, first, last)
-        return words.tokens(i, j) <= limit
-
     places = part.places
     if places is None:
         ranges = greedy(first, last, words, limit)
     else:
-        how = nested if part.nested else cut
-        ranges = how(first, last, words, limit, lambda: places(start, end, fits))
+        ranges = cut(first, last, words, limit, lambda: places(start, end))
     for a, b in ranges:
         begin = words.starts[a]
         here = bisect_right(part.labels, begin, key=lambda label: label[0]) - 1

@@ -9,20 +9,26 @@ from __future__ import annotations
 import ast
 import re
 import warnings
-from bisect import bisect_left
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
 from stages.markdown import lines
-from stages.splitting.cuts import TORN, Place
+from stages.splitting.cuts import Place
 
 #: Larger files are read by indentation: a syntax tree takes some 100 times the memory of its text.
 LARGEST_TREE = 2_000_000
 
-#: Costs of a cut before a line (compare ``cuts.COST``): inside a statement, after an empty line
-#: inside one, and before the first statement of a body, which stays with its head.
-INSIDE, AFTER_BLANK, FIRST = 50.0, 40.0, 60.0
+#: Kinds of places, the best first: a definition; a statement after an empty line; any other; a
+#: definition that begins a body, whose head it stands below. First those of depth 0, then the same
+#: of depth 1, and so on: what lies deeper is cut only where the whole around it exceeds the limit.
+#: Depth is nested statements, or columns of indentation.
+DEFINED, AFTER_BLANK, OTHER, HEADED, KINDS = range(5)
+DEEPEST = 40
+#: Behind all of these: a line inside a statement, after an empty line and any other, and a plain
+#: statement that begins a body: it stays with its head.
+INSIDE = (DEEPEST + 1) * KINDS
+FIRST = INSIDE + KINDS
 
 LINE_END = re.compile(r"\r\n|\r|\n")  # what the parser counts as lines
 #: Lines without indentation that go on with what stands above: brackets, ``else``, ``end``.
@@ -34,25 +40,14 @@ DEFINITION = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 @dataclass(frozen=True)
 class Outline:
-    """Cuts as (offset, cost) in order; spans to keep whole; (offset, name of what begins there)."""
+    """Places in order; (offset, name of what begins there)."""
 
     cuts: list[Place]
-    wholes: list[tuple[int, int]]
     names: list[tuple[int, str]]
 
-    def places(self, start: int, end: int, fits: Callable[[int, int], bool]) -> Iterator[Place]:
-        """The cuts between ``start`` and ``end``; inside of what fits whole they cost TORN more."""
-        kept = -1  # end of the outermost definition that fits
-        number = 0
-        for offset, cost in self.cuts[bisect_left(self.cuts, (start, 0.0)) :]:
-            if offset >= end:
-                return
-            while number < len(self.wholes) and self.wholes[number][0] < offset:
-                a, b = self.wholes[number]
-                if b > max(kept, start) and fits(max(a, start), b):
-                    kept = b
-                number += 1
-            yield offset, cost + (TORN if offset < kept else 0.0)
+    def places(self, start: int, end: int) -> list[Place]:
+        """The places between ``start`` and ``end``."""
+        return [place for place in self.cuts if start <= place[0] < end]
 
 
 def code_outline(text: str, language: str | None) -> Outline:
@@ -76,35 +71,40 @@ def _python(text: str, tree: ast.Module) -> Outline:
     """The outline by the syntax tree."""
     starts = [0, *(match.end() for match in LINE_END.finditer(text)), len(text)]
     rows = [text[a:b].strip() for a, b in pairwise(starts)]
-    cost = {
-        number: AFTER_BLANK if number and not rows[number - 1] else INSIDE
+    kinds = {
+        number: INSIDE + (AFTER_BLANK if number and not rows[number - 1] else OTHER)
         for number, row in enumerate(rows)
         if row
     }
     found: list[tuple[int, int, str]] = []  # start, end, name of each definition
-    todo: list[tuple[list[ast.stmt], int, str, bool]] = [(tree.body, 0, "", False)]
+    todo: list[tuple[list[ast.stmt], int, str]] = [(tree.body, 0, "")]
     while todo:
-        body, depth, name, in_function = todo.pop()
+        body, depth, name = todo.pop()
         free = body[0].lineno - 1 if depth and body else 0  # lines above belong to others
         for number, statement in enumerate(body):
             first = _first_line(statement, rows, free)
             free = statement.end_lineno or statement.lineno
-            defines = isinstance(statement, DEFINITION)
-            cost[first] = _cost(depth, defines, in_function, not first or not rows[first - 1])
-            if depth and not number:
-                cost[first] = FIRST
-            inner, function = name, in_function
+            inner, begins = name, depth > 0 and number == 0
             if isinstance(statement, DEFINITION):
                 inner = f"{name} > {statement.name}" if name else statement.name
                 found.append((starts[first], starts[free], inner))
-                function = in_function or not isinstance(statement, ast.ClassDef)
-            todo += [(block, depth + 1, inner, function) for block in _bodies(statement)]
+                kinds[first] = _kind(depth, HEADED if begins else DEFINED)
+            else:
+                kind = OTHER if first and rows[first - 1] else AFTER_BLANK
+                kinds[first] = FIRST if begins else _kind(depth, kind)
+            todo += [(block, depth + 1, inner) for block in _bodies(statement)]
     found.sort(key=lambda item: (item[0], -item[1]))
     return Outline(
-        [(starts[number], price) for number, price in sorted(cost.items())],
-        [(start, end) for start, end, _ in found],
+        [
+            (starts[number], kind, kind < INSIDE and kind % KINDS == HEADED)
+            for number, kind in sorted(kinds.items())
+        ],
         _names(found),
     )
+
+
+def _kind(depth: int, kind: int) -> int:
+    return min(depth, DEEPEST) * KINDS + kind
 
 
 def _first_line(statement: ast.stmt, rows: list[str], free: int) -> int:
@@ -125,15 +125,6 @@ def _bodies(statement: ast.stmt) -> Iterator[list[ast.stmt]]:
             yield block
     for field in ("handlers", "cases"):
         yield from (item.body for item in getattr(statement, field, ()))
-
-
-def _cost(depth: int, defines: bool, in_function: bool, after_blank: bool) -> float:
-    """What a cut before a statement costs."""
-    if not depth:
-        return 2.0 if defines else 4.0 if after_blank else 8.0
-    if not in_function:
-        return 6.0 if defines else 10.0
-    return min(16.0 + 4.0 * depth, 36.0) - (4.0 if after_blank else 0.0)
 
 
 def _names(found: list[tuple[int, int, str]]) -> list[tuple[int, str]]:
@@ -158,29 +149,21 @@ def _names(found: list[tuple[int, int, str]]) -> list[tuple[int, str]]:
 def _indented(text: str) -> Outline:
     """The outline by indentation: a unit is an unindented line with what is indented below it."""
     cuts: list[Place] = []
-    wholes: list[tuple[int, int]] = []
-    begin, inside = 0, False  # of the open unit; whether it has indented lines
     blank, attached = True, False  # the line above: empty; an unindented comment or attribute
     for offset, line in lines(text):
         bare = line.lstrip(" \t")
-        depth = len(line[: len(line) - len(bare)].expandtabs(4)) // 4
         if not bare.strip():
             blank, attached = True, False
             continue
         if line[0] not in " \t" and not CLOSER.match(bare):
-            if attached:
-                cuts.append((offset, FIRST))
-            else:
-                if inside:
-                    wholes.append((begin, offset))
-                begin, inside = offset, False
-                cuts.append((offset, 2.0 if blank else 8.0))
+            kind = DEFINED if blank else OTHER
+            cuts.append((offset, FIRST if attached else kind, False))
             attached = bool(COMMENT.match(bare))
         else:
-            inside, attached = True, False
-            price = min(16.0 + 4.0 * depth, 36.0) if bare[0] not in ")]}" else INSIDE
-            cuts.append((offset, price - (6.0 if blank else 0.0)))
+            columns = len(line[: len(line) - len(bare)].expandtabs(4))
+            kind = AFTER_BLANK if blank else OTHER
+            closes = bare[0] in ")]}"
+            cuts.append((offset, INSIDE + kind if closes else _kind(1 + columns, kind), False))
+            attached = False
         blank = False
-    if inside:
-        wholes.append((begin, len(text)))
-    return Outline(cuts, wholes, [])
+    return Outline(cuts, [])

@@ -1,13 +1,13 @@
-"""Where to cut: the cheapest total over places that a reader would choose.
+"""Where to cut: at the best kind of place that makes a piece fit, as a reader would.
 
-In: the words of a text, places with what a cut there costs. Out: ranges of words within the limit.
+In: the words of a text, places with what kind they are. Out: ranges of words within the limit.
 """
 
 from __future__ import annotations
 
 import re
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
 
 from stages.markdown import Block, lines
@@ -20,39 +20,52 @@ SENTENCE = re.compile(
     r"""|(?<=[。！？])["'）」』]{0,3}(?![。！？])"""
 )
 
-#: What a cut costs at the beginning of ... A chunk costs 20, so 12 cuts more than one for a tie.
-COST = {"block": 2.0, "item": 3.0, "label": 0.0, "sentence": 12.0, "line": 16.0, "word": 80.0}
-TORN = 400.0  # a cut inside a fence, table or function: only where that itself exceeds the limit
-CHUNK = 20.0  # each chunk: few and full ones
-RUNT = 15.0  # a chunk under a quarter of the limit, in addition
+#: Kinds of places, the best first: the beginning of a docstring's section; of a paragraph, list
+#: item, fence or table; of a line that its author ended; of a sentence; of a wrapped line; of a
+#: fence or table below its heading; of a line of a fence or row of a table.
+LABEL, BLOCK, LINE, SENTENCE_START, WRAPPED, HEADED, ROW = range(7)
 
-#: A place and the cost of a cut there; what says them of ``text[start:end]``, given what fits.
-Place = tuple[int, float]
-Places = Callable[[int, int, Callable[[int, int], bool]], Iterable[Place]]
+#: An offset, its kind, and whether what stands before it is its head: such a place is used only
+#: where what follows then fits whole, so that no head stands alone for nothing.
+Place = tuple[int, int, bool]
+#: The places of ``text[start:end]``, given start and end.
+Places = Callable[[int, int], Iterable[Place]]
 
 
-def block_places(
-    text: str, parts: tuple[Block, ...], start: int, end: int, cost: Mapping[str, float] = COST
-) -> Iterator[Place]:
+def block_places(text: str, parts: tuple[Block, ...], start: int, end: int) -> Iterator[Place]:
     """Beginnings of blocks, lines and sentences between ``start`` and ``end``."""
     previous: Block | None = None
     for block in parts:
         if block.end <= start or block.start >= end:
             previous = block
             continue
-        if previous is not None and previous.kind in ("heading", "label"):
-            yield block.start, cost["word"]  # a heading stays with what it heads
-        else:
-            yield block.start, cost.get(block.kind, cost["block"])
-        previous = block
         a, b = max(block.start, start), min(block.end, end)
-        body = text[a:b]
-        if block.kind in ("fence", "table"):
-            rows = block.rows or [a + offset for offset, _ in lines(body)]
-            yield from ((row, TORN) for row in rows if a < row < b)
-            continue
-        yield from ((a + offset, cost["line"]) for offset, _ in list(lines(body))[1:])
-        yield from ((a + match.end(), cost["sentence"]) for match in SENTENCE.finditer(body))
+        whole = block.kind in ("fence", "table")
+        if previous is None or previous.kind not in ("heading", "label"):
+            yield block.start, LABEL if block.kind == "label" else BLOCK, False
+        elif whole:
+            yield block.start, HEADED, True
+        previous = block
+        if whole:
+            rows = block.rows or [a + offset for offset, _ in lines(text[a:b])]
+            yield from ((row, ROW, False) for row in rows if a < row < b)
+        else:
+            yield from _inside(text, a, b)
+
+
+def _inside(text: str, start: int, end: int) -> Iterator[Place]:
+    """Beginnings of lines and sentences inside a paragraph or item.
+
+    Where at least half of its lines are full, which is to say that the next line's first word would
+    have made them wider than the widest, the block was wrapped, and a line's end means nothing.
+    """
+    body = text[start:end]
+    rows = [(offset, line.strip(), len(line.rstrip())) for offset, line in lines(body)]
+    widest = max(width for _, _, width in rows)
+    full = [w + len(row.partition(" ")[0]) >= widest for (_, _, w), (_, row, _) in pairwise(rows)]
+    kind = WRAPPED if 2 * sum(full) >= len(full) else LINE
+    yield from ((start + offset, kind, False) for offset, _, _ in rows[1:])
+    yield from ((start + match.end(), SENTENCE_START, False) for match in SENTENCE.finditer(body))
 
 
 def cut(
@@ -60,122 +73,75 @@ def cut(
 ) -> Iterator[tuple[int, int]]:
     """Word ranges that cover ``first`` to ``last``, each within the limit.
 
-    ``places`` is asked only where there is something to choose.
+    What lies between places of one kind is joined as long as it fits; what does not fit by itself
+    is cut at places of the next kind, and at last anywhere. ``places`` is asked only where there
+    is something to choose.
     """
-    if first == last:
-        return
     borders = [first, *sorted(i for i in words.forced if first < i < last), last]
     if len(borders) == 2 and words.tokens(first, last) <= limit:
-        yield first, last
+        if first < last:
+            yield first, last
         return
-    costs = _costs(words, places())
+    kinds, headed = _kinds(words, places())
     for a, b in pairwise(borders):
-        if words.tokens(a, b) <= limit:
-            yield a, b
-        else:
-            yield from _cheapest(a, b, costs, words, limit)
+        yield from _pieces(a, b, words, limit, kinds, headed)
 
 
-def nested(
-    first: int, last: int, words: Words, limit: int, places: Callable[[], Iterable[Place]]
+def _pieces(
+    a: int, b: int, words: Words, limit: int, kinds: list[list[int]], headed: set[int]
 ) -> Iterator[tuple[int, int]]:
-    """As :func:`cut`, but a cheaper kind of place goes before any of a dearer kind.
-
-    What lies between places of one kind is joined as long as it fits; what does not fit by itself
-    is cut at places of the next kind, and at last anywhere.
-    """
-    costs = _costs(words, places())
-    kinds = [sorted(i for i in costs if costs[i] == kind) for kind in sorted({*costs.values()})]
-
-    def pieces(a: int, b: int, kind: int) -> Iterator[tuple[int, int]]:
-        if kind == len(kinds):
-            yield from greedy(a, b, words, limit)
-            return
-        inside = kinds[kind][bisect_right(kinds[kind], a) : bisect_left(kinds[kind], b)]
-        start = a
-        for p, q in pairwise([a, *inside, b]):
-            if words.tokens(start, q) <= limit:
-                continue
-            if start < p:
-                yield start, p
-            start = p
-            if words.tokens(p, q) > limit:
-                yield from pieces(p, q, kind + 1)
-                start = q
-        if start < b:
-            yield start, b
-
-    borders = [first, *sorted(i for i in words.forced if first < i < last), last]
-    for a, b in pairwise(borders):
-        yield from pieces(a, b, 0)
+    """As :func:`cut`; ``kinds`` are the places of each kind that may still be used."""
+    if not kinds:
+        yield from _fill(a, b, words, limit)
+        return
+    inside = kinds[0][bisect_right(kinds[0], a) : bisect_left(kinds[0], b)]
+    if not headed.isdisjoint(inside):
+        ends = [*inside[1:], b]
+        inside = [
+            p
+            for p, q in zip(inside, ends, strict=True)
+            if p not in headed or words.tokens(p, q) <= limit
+        ]
+    start = a
+    for p, q in pairwise([a, *inside, b]):
+        if words.tokens(start, q) <= limit:
+            continue
+        if start < p:
+            yield start, p
+        start = p
+        if words.tokens(p, q) > limit:
+            yield from _pieces(p, q, words, limit, kinds[1:], headed)
+            start = q
+    if start < b:
+        yield start, b
 
 
-def _costs(words: Words, places: Iterable[Place]) -> dict[int, float]:
-    """Number of the word that a cut comes before -> what it costs."""
-    costs: dict[int, float] = {}
-    for offset, cost in places:
+def _kinds(words: Words, places: Iterable[Place]) -> tuple[list[list[int]], set[int]]:
+    """Numbers of the words that a cut may come before, in order, by kind, the best first; those
+    that have their head before them."""
+    best: dict[int, int] = {}
+    headed: set[int] = set()
+    for offset, kind, has_head in places:
         number = bisect_left(words.starts, offset)
-        costs[number] = min(cost, costs.get(number, cost))
-    return costs
+        best[number] = min(kind, best.get(number, kind))
+        if has_head:
+            headed.add(number)
+    found: dict[int, list[int]] = {}
+    for number in sorted(best):
+        found.setdefault(best[number], []).append(number)
+    return [found[kind] for kind in sorted(found)], headed
 
 
 def greedy(first: int, last: int, words: Words, limit: int) -> Iterator[tuple[int, int]]:
     """Word ranges that cover ``first`` to ``last``, each as full as the limit allows."""
     borders = [first, *sorted(i for i in words.forced if first < i < last), last]
     for a, b in pairwise(borders):
-        while a < b:
-            end = min(b, bisect_right(words.total, words.total[a] + limit) - 1)
-            yield a, end
-            a = end
+        yield from _fill(a, b, words, limit)
 
 
-def _cheapest(
-    first: int, last: int, costs: dict[int, float], words: Words, limit: int
-) -> Iterator[tuple[int, int]]:
-    """The cheapest way to cut words ``first`` to ``last``: dynamic programming over places."""
-    places = _reachable(first, last, costs, words, limit)
-    before = [words.total[number] for number in places]  # tokens before each place
-    base = [CHUNK]  # the least total with a cut at each place, the next chunk's cost included
-    back = [0]
-    left = full = 0  # of the places before j: within the limit; the first that leaves a runt
-    for j in range(1, len(places)):
-        here = before[j]
-        while here - before[left] > limit:
-            left += 1
-        while full < left or (full < j and (here - before[full]) * 4 >= limit):
-            full += 1
-        choice = min(base[left:full], default=float("inf"))
-        origin = base.index(choice, left) if full > left else j
-        if full < j and (short := min(base[full:j])) + RUNT < choice:
-            choice, origin = short + RUNT, base.index(short, full)
-        back.append(origin)
-        base.append(choice + CHUNK + costs.get(places[j], COST["word"]))
-    ends = [len(places) - 1]
-    while ends[-1]:
-        ends.append(back[ends[-1]])
-    for a, b in zip(ends[::-1], ends[-2::-1], strict=False):
-        yield places[a], places[b]
-
-
-def _reachable(
-    first: int, last: int, costs: dict[int, float], words: Words, limit: int
-) -> list[int]:
-    """The places between ``first`` and ``last`` (both included), none further than the limit.
-
-    Where no place is near enough, any word may be one; on a long stretch without any, a word every
-    sixteenth of the limit, or a line of 50 MB would take minutes.
-    """
-    places = [first]
-    for number in [*sorted(i for i in costs if first < i < last), last]:
-        gap = words.tokens(places[-1], number)
-        if gap > 4 * limit:
-            while (
-                near := bisect_right(words.total, words.total[places[-1]] + limit // 16) - 1
-            ) < number:
-                places.append(max(near, places[-1] + 1))
-            if places[-1] >= number:  # the last step was one long word
-                places.pop()
-        elif gap > limit:
-            places.extend(range(places[-1] + 1, number))
-        places.append(number)
-    return places
+def _fill(a: int, b: int, words: Words, limit: int) -> Iterator[tuple[int, int]]:
+    """As :func:`greedy`, where no cut is forced."""
+    while a < b:
+        end = min(b, bisect_right(words.total, words.total[a] + limit) - 1)
+        yield a, end
+        a = end

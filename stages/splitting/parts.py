@@ -1,20 +1,16 @@
-"""What a strategy makes of a text: parts with hard borders, and what a cut inside them costs."""
+"""What a strategy makes of a text: parts with hard borders, and places for cuts inside them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Protocol
 
 from stages.markdown import Block, Section, blocks, paragraphs, sections
 from stages.splitting.code import code_outline
-from stages.splitting.cuts import COST, Places, block_places
+from stages.splitting.cuts import Places, block_places
 from stages.splitting.plain import plain_sections
-
-#: Of the strategy recursive and of plain text: paragraph (or item) before line before sentence
-#: before word.
-RECURSIVE = {**COST, "label": 2.0, "item": 2.0, "line": 45.0, "sentence": 65.0}
 
 
 class Heading(Protocol):
@@ -41,7 +37,6 @@ class Part:
     heading: str
     places: Places | None
     labels: Sequence[tuple[int, str]] = ()
-    nested: bool = False  # a cheaper kind of place goes before any of a dearer kind
 
 
 def find_parts(
@@ -52,7 +47,7 @@ def find_parts(
     if strategy == "fixed":
         return [Part(0, whole, "", None)]
     if strategy == "recursive":
-        return [Part(0, whole, "", _places(text, tuple(paragraphs(text)), RECURSIVE), nested=True)]
+        return [Part(0, whole, "", _places(text, tuple(paragraphs(text))))]
     if strategy == "code" or format == "code":
         outline = code_outline(text, language if format == "code" else None)
         return [Part(0, whole, "", outline.places, outline.names)]
@@ -61,21 +56,18 @@ def find_parts(
         labels = [(block.start, block.name) for block in found if block.kind == "label"]
         return [Part(0, whole, "", _places(text, found), labels)]
     of_text = sections(text) if format == "markdown" else plain_sections(text, headings)
-    # Prose without markup, at 254 tokens: recall@5 0.86 and IoU 0.050 by BM25 where the cheapest
-    # total gives 0.86 and 0.042 (benchmarks/chunk_retrieval.py).
-    return _section_parts(text, of_text, nested=format == "text")
+    return _section_parts(text, of_text)
 
 
-def _section_parts(text: str, found: list[Section], nested: bool) -> list[Part]:
+def _section_parts(text: str, found: list[Section]) -> list[Part]:
     """A section reaches to the beginning of the next."""
     found = found or [Section("", 0, len(text), ())]
     borders = [0, *(section.start for section in found[1:]), len(text)]
-    cost = RECURSIVE if nested else COST
     return [
-        Part(start, end, section.heading, _places(text, section.blocks, cost), nested=nested)
+        Part(start, end, section.heading, _places(text, section.blocks))
         for section, (start, end) in zip(found, pairwise(borders), strict=True)
     ]
 
 
-def _places(text: str, found: tuple[Block, ...], cost: Mapping[str, float] = COST) -> Places:
-    return lambda start, end, fits: block_places(text, found, start, end, cost)
+def _places(text: str, found: tuple[Block, ...]) -> Places:
+    return lambda start, end: block_places(text, found, start, end)

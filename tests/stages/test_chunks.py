@@ -45,6 +45,18 @@ def test_a_fence_that_fits_is_not_torn_and_hides_its_comments(marker: str) -> No
     assert len(sections(text)) == 1
 
 
+@pytest.mark.parametrize("lines", [14, 30])
+def test_a_heading_leaves_a_fence_only_to_keep_it_whole(lines: int) -> None:
+    heading = "## A heading of so many words that nothing else would fit beside it any more"
+    fence = "```\n" + "\n".join(f"call({i}, {i})" for i in range(lines)) + "\n```"
+    pieces = check(f"{heading}\n\n{fence}\n", 96, format="markdown")
+    if lines == 14:
+        assert pieces == [heading, fence]
+    else:
+        assert len(pieces) > 2
+        assert pieces[0].startswith(f"{heading}\n\n```\ncall(0, 0)")
+
+
 def test_a_fence_over_the_limit_is_torn_at_lines() -> None:
     lines = [f"call_number_{i}(argument={i})" for i in range(80)]
     text = "```\n" + "\n".join(lines) + "\n```\n"

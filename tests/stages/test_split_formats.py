@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import textwrap
+
 import pytest
 
 from contracts.records import Heading
@@ -147,7 +149,7 @@ def test_a_class_that_fits_is_whole_and_a_larger_one_is_cut_between_methods() ->
     assert all(any(one.strip() in piece for piece in pieces) for one in methods)
     spans = split(text, 24, COUNTER, format="code", language="python")
     named = {span.heading for span in spans}
-    assert {"Small > method_0", "Large > method_11"} <= named
+    assert {"Small > method_1", "Large > method_11"} <= named
     assert spans[0].heading == ""
 
 
@@ -192,11 +194,47 @@ def test_other_languages_are_cut_by_indentation(unit: str, language: str) -> Non
     assert all(any(one.strip() in piece for piece in pieces) for one in units)
 
 
+def test_a_first_method_that_fits_stays_whole_below_a_long_head() -> None:
+    head = "class Large(\n" + "".join(f"    Base{n},\n" for n in range(10)) + "):\n"
+    methods = [
+        f"    def method_{n}(self):\n        one = {n}\n        two = {n}\n\n        return one\n"
+        for n in range(3)
+    ]
+    pieces = check(head + "\n".join(methods), 48, format="code", language="python")
+    assert all(any(one.strip() in piece for piece in pieces) for one in methods)
+
+
+FORMATS = ["markdown", "rst", "text", "docstring"]
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_sentences_go_before_wrapped_lines(format: str) -> None:
+    """One short line, left by an edit, does not make a paragraph one of lines."""
+    sentences = [
+        f"Sentence number {n} says that it holds {n} of the cached vectors today."
+        for n in range(30)
+    ]
+    rows = textwrap.wrap(" ".join(sentences), 100)
+    words = rows[5].split()
+    rows[5:6] = [" ".join(words[:6]), " ".join(words[6:])]
+    pieces = check("\n".join(rows), 64, format=format)
+    assert len(pieces) > 5
+    assert all(piece.startswith("Sentence") and piece.endswith("today.") for piece in pieces)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_lines_that_are_not_wrapped_go_before_sentences(format: str) -> None:
+    rows = [f"Speaker says {n}. And then he says {'more ' * (n % 4)}words" for n in range(40)]
+    pieces = check("\n".join(rows), 48, format=format)
+    assert len(pieces) > 5
+    assert all(piece.startswith("Speaker") for piece in pieces)
+
+
 def test_recursive_prefers_paragraphs_to_lines_to_sentences_to_words() -> None:
     paragraph = "First line of it. Still the first.\nSecond line of it. And still."
     pieces = check("\n\n".join([paragraph] * 30), 48, format="markdown", strategy="recursive")
     assert all(piece.startswith("First line") and piece.endswith("still.") for piece in pieces)
-    lines = [f"Line {n} has words. It has more words" for n in range(40)]
+    lines = [f"Line {n} has words. It has {'more ' * (n % 4)}words" for n in range(40)]
     pieces = check("\n".join(lines), 48, format="markdown", strategy="recursive")
     assert all(piece.startswith("Line") for piece in pieces)
     sentences = [f"Sentence {n} has some words." for n in range(60)]
