@@ -24,7 +24,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks import docstrings
+from benchmarks import package_docs
 from benchmarks.embedding import agreement
 from contracts import offline
 from contracts.params import load_params
@@ -51,7 +51,7 @@ def main() -> int:
 
     from resources.embedding import Embedder
 
-    texts = docstrings.texts(given.texts)
+    texts = package_docs.draw(given.texts)
     embedder = Embedder(dtype="float32", threads=1)
     batches = make(embedder, texts)
     order = [number for batch in batches for number in batch["numbers"]]

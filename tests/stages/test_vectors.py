@@ -131,12 +131,14 @@ def test_params_that_contradict_each_other_are_refused(
         Vectors.model_validate({**block, **change})
 
 
-def test_a_cpu_without_amx_is_told_the_faster_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cpu_without_bfloat16_is_told_the_faster_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
+    low = params(vectors={"dtype": "bfloat16"})
     monkeypatch.setattr(vectors, "cpu_flags", lambda: ["avx512f", "avx2"])
-    assert "vectors.dtype: float32" in vectors.dtype_note(params())
+    assert "vectors.dtype: float32" in vectors.dtype_note(low)
     assert vectors.dtype_note(params(vectors={"dtype": "float32"})) == ""
-    monkeypatch.setattr(vectors, "cpu_flags", lambda: ["amx_bf16", "avx2"])
-    assert vectors.dtype_note(params()) == ""
+    for flag in ("amx_bf16", "avx512_bf16"):
+        monkeypatch.setattr(vectors, "cpu_flags", lambda flag=flag: [flag, "avx2"])
+        assert vectors.dtype_note(low) == ""
 
 
 def test_headings_are_embedded_where_the_model_has_room() -> None:
