@@ -5,15 +5,16 @@ put the evidence where people look, and hold everything downstream should a stag
 """
 
 import json
-from pathlib import Path
+from collections.abc import Iterable
 from typing import Any
 
 import dagster as dg
 
+from assets.reports import report_link
 from contracts.settings import Settings
 
 
-def read_report(path: str) -> tuple[dict[str, Any], Path]:
+def read_report(path: str) -> dict[str, Any]:
     """A report that a stage wrote. Raises dagster.Failure when there is none."""
     full = Settings.from_env().root / path
     try:
@@ -22,19 +23,24 @@ def read_report(path: str) -> tuple[dict[str, Any], Path]:
         raise dg.Failure(
             f"{path} does not exist. Next: materialize the asset it belongs to."
         ) from None
-    return report, full
+    return report
 
 
-def suite_result(path: str) -> dg.AssetCheckResult:
-    """A Great Expectations suite that a stage ran, as its check."""
-    report, full = read_report(path)
+def listed(lines: Iterable[str]) -> dg.MarkdownMetadataValue:
+    """Lines below each other: the UI hides a list behind "[Show JSON]"."""
+    return dg.MetadataValue.md("\n".join(f"- {line}" for line in lines) or "none")
+
+
+def suite_result(asset: str) -> dg.AssetCheckResult:
+    """The Great Expectations suite that the stage ``asset`` ran, as its check."""
+    report = read_report(f"data/{asset}/report.json")
     failed = [row for row in report["expectations"] if not row["success"]]
     return dg.AssetCheckResult(
         passed=not failed,
         metadata={
-            "failed": [str(row["expectation"]) for row in failed],
+            "report": report_link(asset),
             "expectations": len(report["expectations"]),
-            "report": dg.MetadataValue.path(str(full.with_suffix(".html"))),
+            "failed": listed(f"{row['expectation']}: {row['observed']}" for row in failed),
         },
     )
 
@@ -58,47 +64,47 @@ def documents_readable() -> dg.AssetCheckResult:
 
 @dg.asset_check(asset="quality", blocking=True, description="Every expectation of the suite holds.")
 def quality_suite() -> dg.AssetCheckResult:
-    return suite_result("data/quality/report.json")
+    return suite_result("quality")
 
 
 @dg.asset_check(
-    asset="acceptance", blocking=True, description="Chunks are sound, and like those live now."
+    asset="acceptance", blocking=True, description="Every expectation of the chunks' suite holds."
 )
 def acceptance_suite() -> dg.AssetCheckResult:
-    return suite_result("data/acceptance/report.json")
+    return suite_result("acceptance")
 
 
 @dg.asset_check(asset="retrieval", blocking=True, description="Recall on the golden dev questions.")
 def retrieval_floor() -> dg.AssetCheckResult:
     from contracts.params import load_params
 
-    report, path = read_report("data/metrics/retrieval.json")
+    report = read_report("data/metrics/retrieval.json")
     params = load_params(Settings.from_env().root / "params.yaml").retrieval
     metric = f"recall_at_{params.top_k[-1]}"
     value = report.get(metric)
     return dg.AssetCheckResult(
         passed=value is not None and value >= params.min_recall,
         metadata={
+            "report": report_link("retrieval"),
             "metric": metric,
             "value": value if value is not None else "missing",
             "floor": params.min_recall,
             "search": "as dev chooses"
             if report.get("agrees_with_choice")
             else "Warning: dev chooses another search than index.search; see the report",
-            "report": dg.MetadataValue.path(str(path.parents[1] / "retrieval" / "report.html")),
         },
     )
 
 
 @dg.asset_check(asset="gate", blocking=True, description="The gate's verdict is PASS.")
 def gate_verdict() -> dg.AssetCheckResult:
-    report, path = read_report("data/gate/verdict.json")
+    report = read_report("data/gate/verdict.json")
     return dg.AssetCheckResult(
         passed=report["verdict"] == "PASS",
         metadata={
+            "report": report_link("gate"),
             "verdict": report["verdict"],
-            "reasons": report["reasons"],
-            "report": dg.MetadataValue.path(str(path.with_name("report.html"))),
+            "reasons": listed(report["reasons"]),
         },
     )
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import dagster as dg
 
+from assets.reports import report_link, with_report
 from contracts.records import Release
 from contracts.settings import Settings
 from resources.dagster_process import run_process
@@ -22,7 +23,10 @@ class PublishConfig(dg.Config):
     deps=["index", "retrieval", "acceptance"],
     group_name="knowledge",
     kinds={"qdrant"},
-    description="The newest index that passed its checks, behind one pointer that swaps at once.",
+    description=with_report(
+        "The newest index that passed its checks, behind one pointer that swaps at once.",
+        "published_index",
+    ),
 )
 def published_index(config: PublishConfig) -> dg.MaterializeResult[Any]:
     from assets.publishing import publish_knowledge
@@ -38,7 +42,7 @@ def published_index(config: PublishConfig) -> dg.MaterializeResult[Any]:
             "documents": pointer["documents"],
             "hidden documents": len(pointer["tombstones"]),
             "recall": pointer["recall"],
-            "change": dg.MetadataValue.path(pointer["change"]),
+            "change": report_link("published_index"),
         },
     )
 

@@ -12,11 +12,13 @@ from typing import Any
 
 import dagster as dg
 
+from assets import reports
 from contracts.settings import Settings
 from dagster_dvc import (
     DagsterDvcTranslator,
     DvcProject,
     LocalRunner,
+    Stage,
     StageRequest,
     StageResult,
     dvc_assets,
@@ -26,6 +28,11 @@ from resources.spool import start_tracking
 
 class Translator(DagsterDvcTranslator):
     """How Ratchet's stages appear in Dagster."""
+
+    def get_description(self, stage: Stage) -> str | None:
+        """``desc``, and below it the link to the report of a stage that writes one."""
+        said = super().get_description(stage)
+        return reports.with_report(said, stage.name) if stage.name in reports.STAGES else said
 
     def get_source_key(self, path: str) -> dg.AssetKey:
         """Under ``source``: the folder ``prompts`` and the stage ``prompts`` are two things."""

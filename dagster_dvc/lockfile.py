@@ -18,7 +18,9 @@ import yaml
 from .errors import DagsterDvcError
 from .yaml12 import loads
 
-_STILL_S, _STILL_TRIES = 0.03, 10  # writing a lock of 16 stages takes DVC under 10 ms
+# DVC empties the lock, then renders it (16 stages: 10 ms), then writes it. On a machine with more
+# work than cores that took over 30 ms, and the sensor saw a project in which nothing had run.
+_STILL_S, _EMPTIED_S, _STILL_TRIES = 0.03, 1.0, 40
 
 
 class LockUnreadable(DagsterDvcError):
@@ -82,16 +84,18 @@ def parse(content: bytes) -> dict[str, LockedStage]:
 def read(path: Path) -> dict[str, LockedStage]:
     """Parse the file; a missing one is an empty lock (nothing has run yet).
 
-    DVC writes it in place: one that was touched a moment ago is read until it stands still.
+    DVC writes it in place: one that was touched a moment ago is read until it stands still, and one
+    that is empty or ends in the middle of a line for a second longer.
     """
     try:
         content = path.read_bytes()
         for _ in range(_STILL_TRIES):
-            if time.time() - path.stat().st_mtime > _STILL_S:
+            whole = content.endswith(b"\n")
+            if time.time() - path.stat().st_mtime > (_STILL_S if whole else _EMPTIED_S):
                 break
             time.sleep(_STILL_S)
             before, content = content, path.read_bytes()
-            if content == before:
+            if content == before and whole:
                 break
     except FileNotFoundError:
         return {}

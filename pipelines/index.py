@@ -29,8 +29,12 @@ def publish(
     """Publish data/index, if it passes the policy in params.yaml."""
     from assets.publishing import publish_knowledge
 
-    pointer = publish_knowledge(Settings.from_env(), accept_change)
-    print(f"published {pointer['version']}, {len(pointer['tombstones'])} documents hidden")
+    settings = Settings.from_env()
+    before = published.published(settings)
+    pointer = publish_knowledge(settings, accept_change)
+    same = before is not None and before["seq"] == pointer["seq"]
+    print("already published:" if same else "published", told(pointer))
+    print(f"what changed: {pointer['change']}")
 
 
 @app.command()
@@ -42,7 +46,7 @@ def rollback(
 ) -> None:
     """Go back to the version before this one, or to --to. Deleted documents stay hidden."""
     pointer = published.rollback(Settings.from_env(), to, restore)
-    print(f"published {pointer['version']}, {len(pointer['tombstones'])} documents hidden")
+    print("back to", told(pointer))
 
 
 @app.command()
@@ -51,6 +55,14 @@ def gc() -> None:
     settings = Settings.from_env()
     gone = published.collect(settings, load_params(settings.root / "params.yaml").index.keep)
     print("\n".join(f"removed {name}" for name in gone) or "nothing to remove")
+
+
+def told(pointer: dict[str, Any]) -> str:
+    """What the pointer shows now, in a line."""
+    return (
+        f"{pointer['version']}: {pointer['chunks']} chunks of {pointer['documents']} documents; "
+        f"documents hidden: {len(pointer['tombstones'])}"
+    )
 
 
 def render(lines: list[dict[str, Any]]) -> str:

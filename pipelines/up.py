@@ -35,7 +35,7 @@ def services(settings: Settings) -> list[Service]:
         ),
         Service(
             "dagster-webserver",
-            [python, "-m", "dagster_webserver", "-w", "workspace.yaml",
+            [python, "-m", "pipelines.webserver", "-w", "workspace.yaml",
              "-h", settings.host, "-p", str(settings.dagster_port)],
             dagster_url + "/server_info",
             logs / "dagster-webserver.log",

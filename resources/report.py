@@ -31,8 +31,11 @@ body{max-width:60rem;margin:2rem auto;padding:0 1rem}h1{font-size:1.6rem;margin:
 h2{font-size:1.15rem;margin:2rem 0 .5rem;border-bottom:1px solid #e4e7eb}
 .scroll{overflow-x:auto}table{border-collapse:collapse;font-size:.9rem;margin:.5rem 0}
 th,td{padding:.3rem .7rem;border-bottom:1px solid #e4e7eb;text-align:left;vertical-align:top}
-th{background:#f5f7fa}td.number{text-align:right;font-variant-numeric:tabular-nums}
-img{max-width:100%;height:auto}pre{background:#f5f7fa;padding:.6rem;overflow-x:auto}
+th{background:#f5f7fa}.number{text-align:right;font-variant-numeric:tabular-nums}
+img{max-width:100%;height:auto}pre{background:#f5f7fa;padding:.6rem}
+pre{white-space:pre-wrap;overflow-wrap:anywhere}
+@media(max-width:44rem){.scroll img{max-width:none;width:42rem}
+.scroll table{width:max-content;max-width:42rem}}
 .good,.bad,.unsure{display:inline-block;padding:.05rem .5rem;border-radius:.3rem;font-weight:600}
 .good{background:#d8f3e6;color:#05603a}.bad{background:#fde3d8;color:#932f00}.unsure{background:#fff1cc;color:#6b4e00}
 """
@@ -80,23 +83,40 @@ def badge(text: str, good: bool | None) -> Markup:
 
 
 def image(png: bytes, alt: str) -> Markup:
-    """A picture inside the page; ``alt`` says in words what it shows."""
+    """A picture inside the page; ``alt`` says in words what it shows.
+
+    On a telephone it keeps a width at which its letters can be read, and scrolls.
+    """
     data = base64.b64encode(png).decode()
-    return Markup(f'<p><img alt="{html.escape(alt)}" src="data:image/png;base64,{data}"></p>')
+    picture = f'<img alt="{html.escape(alt)}" src="data:image/png;base64,{data}">'
+    return Markup(f'<div class="scroll">{picture}</div>')
 
 
 def table(rows: Iterable[Mapping[str, Any] | Sequence[Any]], columns: Sequence[str]) -> Markup:
     """A table. Rows are mappings keyed by column name, or sequences in column order.
 
-    Numbers stand right-aligned, floats with four significant digits; None reads "none".
+    Numbers and what heads them stand right-aligned, floats with four significant digits; None
+    reads "none".
     """
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in columns)
-    body = []
-    for row in rows:
-        values = [row.get(name) for name in columns] if isinstance(row, Mapping) else row
-        body.append("<tr>" + "".join(_cell(value) for value in values) + "</tr>")
-    lines = "\n".join(body)
+    cells = [
+        [row.get(name) for name in columns] if isinstance(row, Mapping) else list(row)
+        for row in rows
+    ]
+    kinds = [
+        _NUMBER if any(_is_number(row[at]) for row in cells) else "" for at in range(len(columns))
+    ]
+    head = "".join(
+        f"<th{kind}>{html.escape(name)}</th>" for kind, name in zip(kinds, columns, strict=True)
+    )
+    lines = "\n".join("<tr>" + "".join(map(_cell, row)) + "</tr>" for row in cells)
     return Markup(f'<div class="scroll"><table><tr>{head}</tr>\n{lines}\n</table></div>')
+
+
+_NUMBER = ' class="number"'
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _cell(value: Any) -> str:
@@ -106,9 +126,9 @@ def _cell(value: Any) -> str:
     if isinstance(value, bool) or value is None:
         return f"<td>{ {True: 'yes', False: 'no', None: 'none'}[value] }</td>"
     if isinstance(value, int):
-        return f'<td class="number">{value:,}</td>'
+        return f"<td{_NUMBER}>{value:,}</td>"
     if isinstance(value, float):
-        return f'<td class="number">{value:.4g}</td>'
+        return f"<td{_NUMBER}>{value:.4g}</td>"
     return f"<td>{html.escape(str(value))}</td>"
 
 

@@ -91,7 +91,7 @@ class Store:
 
     def lines(self) -> list[dict[str, Any]]:
         """The ledger, oldest first, with the pointer's line where it is not written yet."""
-        found = [json.loads(line) for line in self._text().splitlines()]
+        found = self._written()
         pointer = self.read()
         last = found[-1]["seq"] if found else 0
         return [*found, summary(pointer)] if pointer and pointer["seq"] > last else found
@@ -131,13 +131,32 @@ class Store:
             return data[: data.rfind(b"\n") + 1].decode()
         return ""
 
+    def _written(self) -> list[dict[str, Any]]:
+        """The whole lines as records. Raises InputError, which names every line that is none."""
+        found: list[dict[str, Any]] = []
+        wrong = []
+        for number, line in enumerate(self._text().splitlines(), start=1):
+            try:
+                found.append(json.loads(line))
+                _ = found[-1]["seq"], found[-1]["event"], found[-1]["version"]
+            except (ValueError, KeyError, TypeError) as error:
+                wrong.append(f"line {number}: {error!r}")
+        if wrong:
+            raise InputError(
+                "The ledger of published versions is damaged; what is published stays so.",
+                offenders=wrong,
+                where=str(self.ledger),
+                next="remove these lines, or bring the file back from a backup",
+            )
+        return found
+
     def _recover(self) -> None:
         whole = len(self._text().encode())
         if self.ledger.exists() and self.ledger.stat().st_size > whole:
             os.truncate(self.ledger, whole)
         pointer = self.read()
-        lines = self._text().splitlines()
-        if pointer and pointer["seq"] > (json.loads(lines[-1])["seq"] if lines else 0):
+        lines = self._written()
+        if pointer and pointer["seq"] > (lines[-1]["seq"] if lines else 0):
             self._append(summary(pointer))
 
     def _append(self, line: dict[str, Any]) -> None:

@@ -22,6 +22,9 @@ from stages.acceptance_profile import pooled
 Row = dict[str, Any]
 
 
+_COLUMNS = ["source", "documents", "chunks", "documents before", "chunks before"]
+
+
 def page(report: Row, before: Row | None, now: Row) -> str:
     """The HTML page."""
     rows = [
@@ -29,13 +32,13 @@ def page(report: Row, before: Row | None, now: Row) -> str:
         for row in report["expectations"]
     ]
     return html_report(
-        "Acceptance of the knowledge base",
+        "Change of the knowledge base" if before else "Acceptance of the knowledge base",
         [
             section(
                 "Against the version published last" if before else "What there is",
                 image(counts_picture(before, now), "documents by source, before and now"),
                 image(shapes_picture(before, now), "distributions, before and now"),
-                table(counts(before, now), ["source", "documents", "before", "chunks", "before"]),
+                table(counts(before, now), _COLUMNS[: 5 if before else 3]),
             ),
             section("Expectations", table(rows, ["expectation", "over", "observed", "holds"])),
         ],
@@ -48,15 +51,17 @@ def _verdict(success: bool) -> str:
 
 
 def counts(before: Row | None, now: Row) -> list[list[Any]]:
-    """Documents and chunks of each source in both versions; None where it had none."""
+    """Documents and chunks of each source now and, if there was one, in the version before.
+
+    None where a version does not have the source.
+    """
     old = before["sources"] if before else {}
     rows = []
     for name in sorted({*old, *now["sources"]}):
         new = now["sources"].get(name, {})
         was = old.get(name, {})
-        rows.append(
-            [name, new.get("documents"), was.get("documents"), new.get("chunks"), was.get("chunks")]
-        )
+        row = [name, new.get("documents"), new.get("chunks")]
+        rows.append(row + ([was.get("documents"), was.get("chunks")] if before else []))
     return rows
 
 
@@ -68,10 +73,10 @@ def counts_picture(before: Row | None, now: Row) -> bytes:
     places = range(len(rows))
     width = 0.38 if before else 0.7
     if before:
-        was = axes.barh([n - 0.2 for n in places], [row[2] or 0 for row in rows], width)
+        was = axes.barh([n - 0.2 for n in places], [row[3] or 0 for row in rows], width)
         was.set_label("published last")
         _paint(was, COLOURS[5])
-        axes.bar_label(was, labels=[f"{row[2] or 0:,}" for row in rows], padding=3)
+        axes.bar_label(was, labels=[f"{row[3] or 0:,}" for row in rows], padding=3)
     new = axes.barh(
         [n + (0.2 if before else 0) for n in places], [row[1] or 0 for row in rows], width
     )
@@ -81,7 +86,9 @@ def counts_picture(before: Row | None, now: Row) -> bytes:
     axes.set_yticks(list(places), [row[0] for row in rows])
     axes.set_xlabel("documents")
     axes.margins(x=0.12)
-    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False)
+    axes.locator_params(axis="x", integer=True)
+    if before:
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False)
     return figure_png(figure)
 
 
@@ -116,5 +123,6 @@ def shapes_picture(before: Row | None, now: Row) -> bytes:
         axes.set_xticks(range(len(bins)), texts, rotation=60 if len(bins) > 6 else 0)
         axes.set_xlabel(label)
         axes.set_ylabel("share")
-        axes.legend(frameon=False)
+        if before:
+            axes.legend(frameon=False)
     return figure_png(figure)

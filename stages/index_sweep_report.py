@@ -61,7 +61,17 @@ def page(sweep: Sweep, png: bytes) -> str:
     """The HTML page."""
     own, chosen = sweep.own, sweep.chosen
     rows = [_row(point, sweep) for point in (sweep.exact, *sweep.points)]
-    names = ["m", "ef_construct", "ef", "", "recall@10", "p50 ms", "p95 ms", "graph MB", "build s"]
+    names = [
+        "m",
+        "ef_construct",
+        "ef",
+        "role",
+        "recall@10",
+        "p50 ms",
+        "p95 ms",
+        "graph MB",
+        "build s",
+    ]
     said = (
         f"The graph of params.yaml (m {own.hnsw_m}, ef_construct {own.ef_construct}, ef {own.ef}) "
         f"finds {own.recall:.4f} of the true ten in {own.p50_ms:.2f} ms; exact search takes "

@@ -80,7 +80,9 @@ def defects(report: Row, quarantined: list[Row]) -> str:
         "Quarantine",
         image(defects_picture(report["quarantined_by_source"]), "quarantine by reason and source"),
         table(sorted(report["quarantined"].items()), ["reason", "documents"]),
-        f"The first {len(listed)} of {len(quarantined)}:",
+        f"The first {LISTED} of {len(quarantined):,}:"
+        if len(quarantined) > LISTED
+        else "All of them:",
         table(listed, ["document", "reason"]),
     )
 
@@ -142,12 +144,14 @@ def documents_picture(accepted: list[Row], quarantined: list[Row]) -> bytes:
     left.bar_label(bars, labels=words, padding=3)
     left.margins(x=0.35)
     left.set_xlabel("documents")
+    left.locator_params(axis="x", integer=True)
     left.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False)
     edges = [2**power for power in range(4, 19)]
     right.hist([len(row["text"]) for row in accepted], bins=edges, color=COLOURS[0])
     right.set_xscale("log", base=10)
     right.set_xlabel("characters of an accepted text")
     right.set_ylabel("documents")
+    right.locator_params(axis="y", integer=True)
     return figure_png(figure)
 
 
@@ -160,11 +164,13 @@ def defects_picture(by_source: dict[str, dict[str, int]]) -> bytes:
     for number, (source, counts) in enumerate(sorted(by_source.items())):
         widths = [counts.get(reason, 0) for reason in reasons]
         colour = COLOURS[number % len(COLOURS)]
-        bars = axes.barh(reasons, widths, left=begin, color=colour, label=source)
+        bars = axes.barh(reasons, widths, 0.6, left=begin, color=colour, label=source)
         begin = [a + b for a, b in zip(begin, widths, strict=True)]
     axes.bar_label(bars, labels=[f"{total:,}" for total in begin], padding=3)
     axes.margins(x=0.12)
+    axes.set_ylim(-0.6, len(reasons) - 0.4)
     axes.set_xlabel("documents in quarantine")
+    axes.locator_params(axis="x", integer=True)
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=6, frameon=False)
     return figure_png(figure)
 
@@ -178,12 +184,14 @@ def families_picture(families: list[Row]) -> bytes:
     left.locator_params(axis="x", nbins=5)
     left.set_xlabel("similarity to the text that stays (Jaccard)")
     left.set_ylabel("near copies")
+    left.locator_params(axis="y", integer=True)
     members = Counter(len(family["copies"]) for family in families)
     right.bar(
         [str(n) for n in sorted(members)], [members[n] for n in sorted(members)], color=COLOURS[2]
     )
     right.set_xlabel("near copies in a family")
     right.set_ylabel("families")
+    right.locator_params(axis="y", integer=True)
     return figure_png(figure)
 
 
@@ -198,6 +206,7 @@ def pii_picture(rows: list[Row]) -> bytes:
         bars = axes.barh(kinds, widths, color=colour, label=policy)
         axes.bar_label(bars, labels=[f"{n:,}" if n else "" for n in widths], padding=3)
     axes.set_xlabel("documents that hold it")
+    axes.locator_params(axis="x", integer=True)
     axes.margins(x=0.12)
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False)
     return figure_png(figure)

@@ -29,13 +29,14 @@ def write(root: Path, path: str, value: Any) -> None:
 @pytest.mark.parametrize("name", ["quality", "acceptance"])
 def test_one_expectation_that_does_not_hold_fails_the_check(root: Path, name: str) -> None:
     check = {"quality": checks.quality_suite, "acceptance": checks.acceptance_suite}[name]
-    rows = [{"expectation": "a", "success": True}, {"expectation": "b", "success": True}]
+    rows = [{"expectation": word, "success": True, "observed": 7} for word in "ab"]
     write(root, f"data/{name}/report.json", {"expectations": rows})
     assert check().passed
     rows[1]["success"] = False
     write(root, f"data/{name}/report.json", {"expectations": rows})
     result = check()
-    assert not result.passed and result.metadata["failed"].value == ["b"]
+    assert not result.passed and result.metadata["failed"].value == "- b: 7"
+    assert result.metadata["report"].value == f"/reports/{name}/report.html"
 
 
 def test_unreadable_documents_are_counted_by_source(root: Path) -> None:

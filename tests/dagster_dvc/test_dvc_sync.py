@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import threading
 from typing import Any
 
 import dagster as dg
 import pytest
 from dvc_fixture import edit, repro
 
-from dagster_dvc import DvcProject, dvc_sync_sensor
+from dagster_dvc import DvcProject, dvc_sync_sensor, lockfile
 from dagster_dvc.sync import FULL_CHECK_S, Node, Plan, Recorded, Seen, decide, due
 
 SOURCE, UP, DOWN = dg.AssetKey("source"), dg.AssetKey("up"), dg.AssetKey("down")
@@ -147,3 +148,15 @@ def test_a_stage_that_runs_now_is_left_to_its_own_event(
     assert "words@a" in said and "merged" not in said and cursor is None
     said, cursor = tick(sensor, instance, cursor)
     assert "merged" in said and cursor is not None
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_a_lock_that_dvc_is_writing_is_waited_for(done: DvcProject, share: float) -> None:
+    path = done.root / "dvc.lock"
+    content, expected = path.read_bytes(), lockfile.read(path)
+    assert expected
+    path.write_bytes(content[: int(len(content) * share)].rstrip(b"\n"))
+    writer = threading.Timer(0.1, path.write_bytes, [content])
+    writer.start()
+    assert lockfile.read(path) == expected
+    writer.join()

@@ -1,4 +1,4 @@
-"""One small real run, shared by all end-to-end tests: DVC, Dagster, MLflow, vLLM, gateway."""
+"""One small real run, shared by the tests of a module: DVC, Dagster, MLflow, vLLM, gateway."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pipelines.processes import Service
 from tests.e2e.workspace import SMALL, Workspace, make_workspace
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def lifecycle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
     """A checkout in which every job has run and a release is deployed."""
     workspace = make_workspace(tmp_path_factory.mktemp("e2e") / "a checkout", SMALL)
@@ -37,7 +37,7 @@ def tokens_flow(url: str) -> bool:
         return False
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def gateway(lifecycle: Workspace) -> Iterator[str]:
     """The URL of a gateway in front of the deployed release."""
     (service,) = [item for item in up.services(lifecycle.settings) if item.name == "gateway"]

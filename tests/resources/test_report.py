@@ -62,3 +62,4 @@ def test_cells_by_type() -> None:
     assert "<td>none</td><td>yes</td><td>no</td>" in html
     assert '<td><span class="bad">no</span></td><td>&lt;i&gt;</td>' in html
     assert '<td class="number">7</td>' in html
+    assert '<th class="number">f</th>' in html and "<th>a</th>" in html
