@@ -52,6 +52,8 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     monkeypatch.setenv("RATCHET_ROOT", str(tmp_path))
     monkeypatch.setenv("RATCHET_STATE_DIR", str(tmp_path / ".ratchet"))
     monkeypatch.delenv("RATCHET_TRACKING")
+    for name in ("POSTGRES_URL", "REDIS_URL", "RATCHET_KEYS_SECRET"):  # tests/servers.py reads two
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "")  # MLflow exports it itself; so it is put back
     return Settings.from_env()
 

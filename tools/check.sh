@@ -9,6 +9,7 @@ step "import rules"; lint-imports --no-cache
 step "types"; mypy
 step "fast tests"; python -m pytest -q -m "not slow" -n 2
 if [ "${1:-all}" = all ]; then
-  # In one process: they share one real run of the pipeline.
-  step "slow tests"; python -m pytest -q -m slow
+  # A file stays on one worker: its tests share a real run, a Ray cluster, an MLflow store. Not
+  # loadgroup: pytest 9.2 keeps a test's id, so xdist 3.8 spreads a group without saying so.
+  step "slow tests"; python -m pytest -q -m slow -n 2 --dist loadfile
 fi

@@ -54,7 +54,7 @@ def shingles_of(words: NDArray[Any]) -> NDArray[Any]:
 
 @cache
 def _permutations() -> Any:
-    from datasketch import MinHash  # type: ignore[import-untyped]
+    from datasketch import MinHash
 
     return MinHash(num_perm=PERMUTATIONS, scheme=SCHEME).permutations
 

@@ -89,7 +89,7 @@ def _markdown(node: BeautifulSoup | Tag) -> str:
 
 def docx(data: bytes) -> tuple[str, str | None]:
     """Markdown of the document's body, by way of HTML."""
-    import mammoth  # type: ignore[import-untyped]
+    import mammoth
 
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         total = sum(item.file_size for item in archive.infolist())

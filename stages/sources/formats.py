@@ -76,6 +76,6 @@ def _script(line: str) -> str:
 
 
 def _pygments() -> Any:
-    from pygments import lexers  # type: ignore[import-untyped]
+    from pygments import lexers
 
     return lexers

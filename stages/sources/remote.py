@@ -54,7 +54,7 @@ def remote_files(uri: str, key: str, selection: Selection, limits: Limits) -> It
 
 def _connect(uri: str) -> tuple[Any, str]:
     """The file system of an address and the path inside it."""
-    from fsspec.core import url_to_fs  # type: ignore[import-untyped]
+    from fsspec.core import url_to_fs
 
     try:
         system, root = url_to_fs(uri)

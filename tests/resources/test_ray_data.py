@@ -21,8 +21,10 @@ from contracts.settings import ROOT
 from resources import ray_data
 from resources.embedding import Embedder, embed_rows
 from stages import chunks, documents, vectors
+from stages.sources import cached
 from tests.conftest import free_port
 from tests.stages.knowledge import PAGES, params, paths
+from tests.stages.sources import docx_bytes, pdf_bytes
 
 
 def numbered(start: int, items: list[Any]) -> list[tuple[int, Any]]:
@@ -181,13 +183,19 @@ def test_errors_of_the_work_arrive(cluster: Any) -> None:
 def test_stages_give_the_same_bytes_with_either_engine(
     cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """documents, chunks and vectors, each from an empty cache."""
+    """documents, chunks and vectors, each from an empty cache and in several batches."""
     monkeypatch.chdir(tmp_path)
-    pages = {**PAGES, "page.html": "<h1>Notes</h1><p>What changed, <b>and why</b>.</p>"}
-    pages["broken.pdf"] = "no PDF at all"
+    monkeypatch.setattr(cached, "RAY_BATCH", 2)
+    monkeypatch.setattr(chunks, "BATCH", 300)
+    pages = {name: text.encode() for name, text in PAGES.items()} | {
+        "page.html": b"<h1>Notes</h1><p>What changed, <b>and why</b>.</p>",
+        "page.pdf": pdf_bytes("A page of words, written for every engine alike."),
+        "handbook.docx": docx_bytes(),
+        "broken.pdf": b"no PDF at all",
+    }
     (tmp_path / "docs").mkdir()
-    for name, text in pages.items():
-        (tmp_path / "docs" / name).write_text(text)
+    for name, data in pages.items():
+        (tmp_path / "docs" / name).write_bytes(data)
     made: dict[str, list[bytes]] = {}
     for engine in ("local", "ray"):
         folder = tmp_path / engine
@@ -198,7 +206,8 @@ def test_stages_give_the_same_bytes_with_either_engine(
             vectors={"engine": engine, "batch": 2},
         )
         outs = [folder / f"{name}.parquet" for name in ("documents", "chunks", "vectors")]
-        documents.run(paths(key="docs", out=outs[0]), knobs)
+        found = documents.run(paths(key="docs", out=outs[0]), knobs)
+        assert (found["documents"], found["unreadable"]) == (len(pages), 1)
         assert chunks.run(paths(documents=folder, out=outs[1]), knobs)["chunks"] > 3
         assert vectors.run(paths(chunks=outs[1], out=outs[2]), knobs)["vectors"] > 3
         made[engine] = [out.read_bytes() for out in outs]
