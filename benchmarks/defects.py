@@ -173,8 +173,9 @@ def personal(kind: str, count: int) -> Score:
 
     Descriptions of packages name their authors' addresses: of e-mail, only look-alikes count.
     """
-    from stages.defects.pii import find_pii, without_overlap
-    from stages.defects.secrets import find_secrets
+    from resources.recognisers.pii import find_pii
+    from resources.recognisers.secrets import find_secrets
+    from resources.recognisers.spans import without_overlap
 
     cases = planted.personal(kind, random.Random(f"{SEED}{kind}"), count)
     found = alike = wrong = 0

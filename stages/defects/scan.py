@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 from contracts.digests import text_sha
 from resources.content_cache import ContentCache
+from resources.recognisers.pii import find_pii
+from resources.recognisers.secrets import find_secrets
+from resources.recognisers.spans import Found, without_overlap
 from stages.defects import near_duplicates
 from stages.defects.boilerplate import Lines, read_lines
 from stages.defects.mojibake import mojibake
 from stages.defects.noise import noise
-from stages.defects.pii import Found, find_pii, without_overlap
-from stages.defects.secrets import find_secrets
 from stages.defects.words import word_hashes
 from stages.leakage import Leak, Protected
 
@@ -80,8 +81,10 @@ def scan_all(
 def code_digest() -> str:
     """Hash of the code that a finding comes from, and of the libraries that it calls."""
     here = Path(__file__).parent
+    recognisers = here.parent.parent / "resources" / "recognisers"
     digest = hashlib.sha256()
-    for file in [*sorted(here.glob("*.py")), here.parent / "leakage.py"]:
+    own = [*sorted(here.glob("*.py")), *sorted(recognisers.glob("*.py"))]
+    for file in [*own, here.parent / "leakage.py"]:
         digest.update(file.read_bytes())
     for name in ("ftfy", "datasketch", "numpy"):
         digest.update(f"{name}{version(name)}".encode())

@@ -14,13 +14,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from contracts.params import Quality
+from resources.recognisers.pii import find_pii
+from resources.recognisers.redact import mask, redact
+from resources.recognisers.secrets import find_secrets
+from resources.recognisers.spans import Found, without_overlap
 from stages.defects.boilerplate import MIN_LINE, boilerplate
 from stages.defects.language import foreign
 from stages.defects.near_duplicates import near_duplicates, shingles
-from stages.defects.pii import Found, find_pii, without_overlap
-from stages.defects.redact import mask, redact
 from stages.defects.scan import Finding
-from stages.defects.secrets import find_secrets
 from stages.defects.words import hash64
 
 Row = dict[str, Any]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from stages.defects.pii import Found
+from resources.recognisers.spans import Found
 
 _SIGN = re.compile(r"[^\W_]")
 

@@ -1,8 +1,8 @@
 """secrets: private keys and the API keys of well-known services.
 
-In: a text. Out: spans by kind. A private key needs its body, not only its first line; an API key
-needs its service's shape and a random look: documentation is full of ``sk-...your-key-here`` and
-of AWS's own AKIAIOSFODNN7EXAMPLE.
+In: a text. Out: spans by kind. A private key needs its body, not only its first line (its end may
+be cut off); an API key needs its service's shape and a random look: documentation is full of
+``sk-...your-key-here`` and of AWS's own AKIAIOSFODNN7EXAMPLE.
 """
 
 from __future__ import annotations
@@ -12,14 +12,20 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 
-from stages.defects.pii import Found
+from resources.recognisers.spans import Found
 
+#: A key that was cut off has no end; it is one all the same, up to the next hyphen.
+MIN_BODY, MAX_BODY = 64, 20_000
+KEY_HEAD = re.compile(r"-----BEGIN (?P<what>(?:[A-Z0-9]{1,12} ){0,3}PRIVATE KEY(?: BLOCK)?)-----")
 PRIVATE_KEY = re.compile(
-    r"-----BEGIN (?P<what>(?:[A-Z0-9]+ )*PRIVATE KEY(?: BLOCK)?)-----"
-    r"(?P<body>[^-]{64,20000})-----END (?P=what)-----"
+    KEY_HEAD.pattern + rf"(?P<body>[^-]{{{MIN_BODY},{MAX_BODY}}})(?:-----END (?P=what)-----)?"
 )
+#: So much of a body is looked at, and it holds a whole line of base64.
+BODY = 400
+LINE = re.compile(r"[A-Za-z0-9+/]{40}")
 #: (what every such key holds, its shape; group 1 is the random part)
 SHAPES = (
+    (("rk_",), r"\brk_[0-9a-f]{12}\.([A-Za-z0-9_-]{43})(?![\w-])"),  # ours: resources/keys
     (("AKIA", "ASIA"), r"\b(?:AKIA|ASIA)([A-Z2-7]{16})\b"),
     (("ghp_", "gho_", "ghu_", "ghs_", "ghr_"), r"\bgh[pousr]_([A-Za-z0-9]{36})\b"),
     (("github_pat_",), r"\bgithub_pat_([A-Za-z0-9]{22}_[A-Za-z0-9]{59})\b"),
@@ -33,7 +39,7 @@ SHAPES = (
     (("pypi-",), r"\bpypi-(AgE[A-Za-z0-9_-]{60,250})(?![\w-])"),
     (("SG.",), r"\bSG\.([A-Za-z0-9_-]{22}\.[A-Za-z0-9_-]{43})(?![\w-])"),
 )
-_SHAPES = tuple((marks, re.compile(shape)) for marks, shape in SHAPES)
+_SHAPES = tuple((mark, re.compile(shape)) for marks, shape in SHAPES for mark in marks)
 
 PLACEHOLDER = re.compile(
     r"example|your|placeholder|dummy|fake|secret|token|xxxx|1234567|abcdefg", re.I
@@ -48,21 +54,33 @@ MIN_BITS = 3.4
 
 
 def find_secrets(text: str) -> list[Found]:
-    """Every private key and API key, in order of position."""
-    spans = list(_private_keys(text)) if "PRIVATE KEY" in text else []
-    for marks, shape in _SHAPES:
-        if any(mark in text for mark in marks):
-            for match in shape.finditer(text):
+    """Every private key and API key, in order of position; no API key inside a private key."""
+    keys = list(private_keys(text)) if "PRIVATE KEY" in text else []
+    spans = [s for s in api_keys(text) if all(s.end <= k.start or s.start >= k.end for k in keys)]
+    return sorted([*keys, *spans], key=lambda span: (span.start, span.end))
+
+
+def api_keys(text: str, start: int = 0) -> list[Found]:
+    """API keys from ``start`` on; what stands before it is looked back at and nothing more."""
+    spans: set[Found] = set()
+    for mark, shape in _SHAPES:
+        if mark in text:
+            for match in shape.finditer(text, start):
                 if is_random(match.group(1)):
-                    spans.append(Found("api_key", match.start(), match.end()))
+                    spans.add(Found("api_key", match.start(), match.end()))
     return sorted(spans, key=lambda span: (span.start, span.end))
 
 
-def _private_keys(text: str) -> Iterator[Found]:
+def private_keys(text: str) -> Iterator[Found]:
     for match in PRIVATE_KEY.finditer(text):
-        body = re.sub(r"\\[nr]|\s|[\"'+,>|]", "", match["body"])
-        if is_random(body[-400:]):
+        if is_key_body(match["body"]):
             yield Found("private_key", match.start(), match.end())
+
+
+def is_key_body(body: str) -> bool:
+    """Whether its first BODY characters look like a key's."""
+    seen = body[:BODY]
+    return bool(LINE.search(seen)) and is_random(re.sub(r"\\[nr]|\s|[\"'+,>|]", "", seen))
 
 
 def is_random(body: str) -> bool:

@@ -9,9 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks import planted
-from stages.defects.pii import Found, find_pii, is_card, is_iban, without_overlap
-from stages.defects.redact import mask, redact
-from stages.defects.secrets import find_secrets, is_random
+from resources.keys.secret import new_id, new_token
+from resources.recognisers.pii import find_pii, is_card, is_iban
+from resources.recognisers.redact import mask, redact
+from resources.recognisers.secrets import find_secrets, is_random
+from resources.recognisers.spans import Found, without_overlap
 
 
 def seen(text: str) -> list[tuple[str, str]]:
@@ -78,6 +80,28 @@ def test_a_private_key_needs_its_body() -> None:
     in_json = '{"private_key": "' + key.replace("\n", "\\n") + '"}'
     assert [item.kind for item in find_secrets(in_json)] == ["private_key"]
     assert not find_secrets("-----BEGIN PRIVATE KEY-----\n...\n-----END PRIVATE KEY-----")
+
+
+def test_a_key_that_was_cut_off_is_one() -> None:
+    key = planted.private_key(random.Random(2))[:600]
+    (found,) = find_secrets(f"before\n{key}")
+    assert (found.kind, found.end) == ("private_key", len(key) + 7)
+    prose = "and here you paste the Key that you were given, on one line or on several. " * 3
+    assert not find_secrets(f"-----BEGIN PRIVATE KEY-----\n{prose}")
+
+
+def test_our_own_keys_are_known() -> None:
+    for _ in range(20):
+        token = new_token(new_id())
+        assert [(f.kind, f.end - f.start) for f in find_secrets(f"Bearer {token}.")] == [
+            ("api_key", len(token))
+        ]
+
+
+def test_what_stands_before_the_start_is_only_looked_back_at() -> None:
+    text = "x@8.8.8.8 and 8.8.8.8"
+    assert [f.start for f in find_pii(text, 2)] == [f.start for f in find_pii(text)] == [2, 14]
+    assert find_pii("version 1.2.3.4 a8.8.8.8", 17) == []
 
 
 def test_examples_are_no_keys() -> None:

@@ -12,20 +12,11 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 
-
-@dataclass(frozen=True)
-class Found:
-    """``text[start:end]`` is of this kind."""
-
-    kind: str
-    start: int
-    end: int
-
+from resources.recognisers.spans import Found, without_overlap
 
 EMAIL = re.compile(
-    r"(?<![\w.%+/:=-])[A-Za-z0-9][A-Za-z0-9._%+-]{0,63}@(?:[A-Za-z0-9-]{1,63}\.)+[A-Za-z]{2,24}\b"
+    r"(?<![\w.%+/:=-])[A-Za-z0-9][A-Za-z0-9._%+-]{0,63}@(?:[A-Za-z0-9-]{1,63}\.){1,8}[A-Za-z]{2,24}\b"
 )
 #: RFC 2606 and RFC 6761, and the endings of files whose names hold an @ ("logo@2x.png").
 NO_DOMAIN = re.compile(
@@ -34,12 +25,15 @@ NO_DOMAIN = re.compile(
 )
 NO_ONE = {"git", "hg", "user", "username", "noreply", "no-reply"}
 
+#: Every span has one of these.
+SUSPECT = re.compile(r"[@0-9]")
 #: Where cards, social security and phone numbers and IPv4 addresses can be.
-ZONE = re.compile(r"[+(\d][\d .()-]{5,}")
+ZONE = re.compile(r"[+(0-9][0-9 .()-]{5,}")
 COLONS = re.compile(r":(?::|[0-9A-Fa-f]{1,4}:)")
 
 CARD = re.compile(
-    r"(?<![\w.+/=-])(?:\d{4}([ -]?)(?:\d{4}\1){2}\d{1,7}|\d{4}([ -]?)\d{6}\2\d{5})(?![\w]|[.-]\d)"
+    r"(?<![\w.+/=-])(?:[0-9]{4}([ -]?)(?:[0-9]{4}\1){2}[0-9]{1,7}"
+    r"|[0-9]{4}([ -]?)[0-9]{6}\2[0-9]{5})(?![\w]|[.-][0-9])"
 )
 #: Issuer ranges in use, by their first digits: Visa, Mastercard, Amex, Discover, JCB, Diners,
 #: UnionPay; each with the lengths that it issues.
@@ -54,7 +48,7 @@ ISSUERS = (
 )
 
 IBAN = re.compile(
-    r"(?<![A-Za-z0-9])[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?(?![A-Za-z0-9])"
+    r"(?<![A-Za-z0-9])[A-Z]{2}[0-9]{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?(?![A-Za-z0-9])"
 )
 #: Characters of an IBAN, by country (SWIFT's IBAN registry).
 IBAN_LENGTHS = {
@@ -82,57 +76,53 @@ IBAN_LENGTHS = {
     for country in countries.split()
 }
 
-SSN = re.compile(r"(?<![\w.+-])(\d{3})-(\d{2})-(\d{4})(?![\w]|[.-]\d)")
+SSN = re.compile(r"(?<![\w.+-])([0-9]{3})-([0-9]{2})-([0-9]{4})(?![\w]|[.-][0-9])")
 #: Printed on a wallet's sample card, in an advertisement, and in every second tutorial.
 SSN_EXAMPLES = {"078-05-1120", "219-09-9999", "123-45-6789", "111-11-1111"}
 
 PHONE = re.compile(
-    r"(?<![\w.+/=-])(?:\+1[ .-]?(?:\(\d{3}\)|\d{3})[ .-]?\d{3}[ .-]?\d{4}"
-    r"|\+[2-9]\d{0,2}[ .-]?(?:\(\d{1,4}\)[ .-]?)?\d{1,4}(?:[ .-]?\d{2,5}){1,5}"
-    r"|\(\d{3}\) ?\d{3}-\d{4}|\d{3}-\d{3}-\d{4})(?![\w]|[.-]\d)"
+    r"(?<![\w.+/=-])(?:\+1[ .-]?(?:\([0-9]{3}\)|[0-9]{3})[ .-]?[0-9]{3}[ .-]?[0-9]{4}"
+    r"|\+[2-9][0-9]{0,2}[ .-]?(?:\([0-9]{1,4}\)[ .-]?)?[0-9]{1,4}(?:[ .-]?[0-9]{2,5}){1,5}"
+    r"|\([0-9]{3}\) ?[0-9]{3}-[0-9]{4}|[0-9]{3}-[0-9]{3}-[0-9]{4})(?![\w]|[.-][0-9])"
 )
-NORTH_AMERICA = re.compile(r"[2-9](?!11)\d{2}[2-9](?!11)\d{2}\d{4}")
-EXAMPLE_LINE = re.compile(r"\d{3}55501\d{2}")
+NORTH_AMERICA = re.compile(r"[2-9](?!11)[0-9]{2}[2-9](?!11)[0-9]{2}[0-9]{4}")
+EXAMPLE_LINE = re.compile(r"[0-9]{3}55501[0-9]{2}")
 #: Country calling codes (ITU-T E.164): one digit, two digits; three-digit codes begin with these.
 CODES = re.compile(
     r"1|7|20|27|3[0-469]|4[013-9]|5[1-8]|6[0-6]|8[1246]|9[0-58]|"
-    r"21[12368]|2[2-6]\d|29[0178]|35\d|37\d|38[0-35-79]|42[013]|50\d|59\d|67\d|68\d|69[0-2]|"
-    r"85[02356]|88[06]|96\d|97[0-7]|99[2-68]"
+    r"21[12368]|2[2-6][0-9]|29[0178]|35[0-9]|37[0-9]|38[0-35-79]|42[013]|50[0-9]|59[0-9]|67[0-9]|68[0-9]|69[0-2]|"
+    r"85[02356]|88[06]|96[0-9]|97[0-7]|99[2-68]"
 )
 
-IPV4 = re.compile(r"(?<![\w.+/=-])(?:\d{1,3}\.){3}\d{1,3}(?![\w]|[.-]\w)")
+IPV4 = re.compile(r"(?<![\w.+/=-])(?:[0-9]{1,3}\.){3}[0-9]{1,3}(?![\w]|[.-]\w)")
 VERSION = re.compile(r"(?:version|release|\bv|[=~<>!]=)[ \t]*$", re.IGNORECASE)
 IPV6 = re.compile(r"(?<![\w:.])[23][0-9A-Fa-f]{3}:[0-9A-Fa-f:]{2,35}(?![\w:])")
 
 
-def find_pii(text: str) -> list[Found]:
-    """Every proven span, in order of position; where two overlap, the first and longest stays."""
+def find_pii(text: str, start: int = 0) -> list[Found]:
+    """Every proven span from ``start`` on, in order; of two that overlap the first and longest.
+
+    What stands before ``start`` is looked back at and nothing more.
+    """
+    if not SUSPECT.search(text, start):  # most prose: 2 of 10 us
+        return []
     spans: list[Found] = []
     if "@" in text:
-        spans += _emails(text)
-    spans += _ibans(text)
-    for zone in ZONE.finditer(text):  # one pass instead of four: a third of the time
+        spans += _emails(text, start)
+    spans += _ibans(text, start)
+    for zone in ZONE.finditer(text, start):  # one pass instead of four: a third of the time
         window = (zone.start(), zone.end() + 2)
         spans += _cards(text, *window)
         spans += _ssns(text, *window)
         spans += _phones(text, *window)
         spans += _ipv4(text, *window)
     if COLONS.search(text):
-        spans += _ipv6(text)
+        spans += _ipv6(text, start)
     return without_overlap(spans)
 
 
-def without_overlap(spans: list[Found]) -> list[Found]:
-    """Spans in order; one that begins inside an earlier one goes."""
-    kept: list[Found] = []
-    for span in sorted(spans, key=lambda item: (item.start, -item.end, item.kind)):
-        if not kept or span.start >= kept[-1].end:
-            kept.append(span)
-    return kept
-
-
-def _emails(text: str) -> Iterator[Found]:
-    for match in EMAIL.finditer(text):
+def _emails(text: str, start: int) -> Iterator[Found]:
+    for match in EMAIL.finditer(text, start):
         name, _, domain = match.group().lower().partition("@")
         if name in NO_ONE or NO_DOMAIN.search(domain) or ".." in name or name.endswith("."):
             continue
@@ -158,8 +148,8 @@ def is_card(digits: str) -> bool:
     return sum(value - 9 if value > 9 else value for value in doubled) % 10 == 0
 
 
-def _ibans(text: str) -> Iterator[Found]:
-    for match in IBAN.finditer(text):
+def _ibans(text: str, start: int) -> Iterator[Found]:
+    for match in IBAN.finditer(text, start):
         length = IBAN_LENGTHS.get(match.group()[:2])
         if length is None:
             continue
@@ -209,8 +199,8 @@ def _ipv4(text: str, start: int, end: int) -> Iterator[Found]:
             yield Found("ip", match.start(), match.end())
 
 
-def _ipv6(text: str) -> Iterator[Found]:
-    for match in IPV6.finditer(text):
+def _ipv6(text: str, start: int) -> Iterator[Found]:
+    for match in IPV6.finditer(text, start):
         if _is_public(match.group()):
             yield Found("ip", match.start(), match.end())
 
