@@ -35,6 +35,9 @@ class Settings:
     embeddings_api_key: str | None = field(repr=False)
     tracking: bool  # whether stages report their executions to MLflow
     qdrant_api_key: str | None = field(default=None, repr=False)
+    gateway_config: Path = ROOT / "serving" / "gateway.yaml"
+    keys_secret: str | None = field(default=None, repr=False)  # HMAC key of virtual keys at rest
+    otlp_endpoint: str | None = None  # where traces go; MLflow's own when there is an MLflow server
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] = os.environ) -> Settings:
@@ -66,6 +69,11 @@ class Settings:
             embeddings_api_key=environ.get("EMBEDDINGS_API_KEY") or None,
             tracking=environ.get("RATCHET_TRACKING") != "off",
             qdrant_api_key=environ.get("QDRANT_API_KEY") or None,
+            gateway_config=Path(
+                environ.get("RATCHET_GATEWAY_CONFIG") or root / "serving" / "gateway.yaml"
+            ).resolve(),
+            keys_secret=environ.get("RATCHET_KEYS_SECRET") or None,
+            otlp_endpoint=environ.get("OTEL_EXPORTER_OTLP_ENDPOINT") or None,
         )
         if wrong:
             raise ConfigError(

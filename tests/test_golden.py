@@ -28,8 +28,11 @@ WITHOUT_QUESTIONS = {  # to train on
     "docs/embeddings-and-scale.md",
     "docs/first-steps.md",
     "docs/glossary.md",
+    "docs/guards.md",
     "docs/index.md",
+    "docs/keys-and-limits.md",
     "docs/quality-and-acceptance.md",
+    "docs/routing.md",
     "docs/search-and-publishing.md",
     "docs/sources.md",
 }

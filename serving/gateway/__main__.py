@@ -64,9 +64,10 @@ def serve(settings: Settings, sock: socket.socket, channel: str, drain: int) -> 
 
     from serving.gateway.app import Gateway, create_app
 
+    gateway = Gateway(settings, channel=channel)
     host, port = sock.getsockname()[:2]
     config = uvicorn.Config(
-        create_app(Gateway(settings, channel=channel)),
+        create_app(gateway),
         loop="uvloop",
         http="httptools",
         ws="none",
@@ -80,7 +81,9 @@ def serve(settings: Settings, sock: socket.socket, channel: str, drain: int) -> 
     )
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     print(json.dumps({"url": url, "pid": os.getpid()}), flush=True)
-    uvicorn.Server(config).run(sockets=[sock])
+    server = uvicorn.Server(config)
+    gateway.services.draining = lambda: server.should_exit
+    server.run(sockets=[sock])
 
 
 #: One line a message on stderr. Nothing of a request's text is ever logged here.

@@ -1,16 +1,18 @@
-"""The gateway as one Starlette application, made of the parts handed to it. Pure ASGI throughout.
+"""The gateway as one ASGI application, made of the parts handed to it.
 
-``create_app(settings)`` builds the real parts; tests hand in others. Routes: chat completions,
-models, /healthz (the process lives), /readyz (tokens flow), /metrics. There is no middleware:
-what later goes into the path of a request (keys, budgets, cache, guards, routing) belongs into
-``chat.Chat``'s constructor as a part of its own.
+``Gateway(settings)`` builds the real parts; tests hand in others. The three endpoints that models
+answer are reached before any router: a look-up by path. Models, /healthz (the process lives),
+/readyz (tokens flow) and /metrics are plain Starlette routes. There is no middleware; what stands
+in the path of a request stands in ``handler.py``.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 from starlette.applications import Starlette
@@ -18,59 +20,97 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
+from contracts.errors import RatchetError
 from contracts.settings import Settings
-from serving.gateway.chat import Chat, Limits
+from resources.keys import KeyStore
+from serving.gateway.api_request import PATHS
+from serving.gateway.auth import Authenticator
+from serving.gateway.config import GatewayConfig, load
 from serving.gateway.engine import Deadlines, EngineClient
 from serving.gateway.envelope import ApiError
+from serving.gateway.guards.run import Guards
+from serving.gateway.handler import Handler
 from serving.gateway.health import Health
+from serving.gateway.limits import open_limiter
+from serving.gateway.limits.tokens import Tokenizers
 from serving.gateway.live import LiveRelease, Opener, opener
 from serving.gateway.metrics import CONTENT_TYPE, Metrics
 from serving.gateway.models import Models
 from serving.gateway.request_log import RequestLog
 from serving.gateway.responses import error_response, json_response
 from serving.gateway.retrieval import Retriever
+from serving.gateway.routing.router import Router
+from serving.gateway.services import Configured, Services, dearest
+from serving.gateway.upstream import UpstreamClient
 
+log = logging.getLogger("ratchet.gateway.app")
 CHANNEL = "stable"
+RELOAD_SECONDS = 1.0
 
 
 class Gateway:
-    """All parts of one gateway, made and ended together."""
+    """All parts of one gateway, made and ended together. Raises ConfigError.
+
+    Args:
+        settings: addresses and folders.
+        channel: whose release is served.
+        config: instead of the file that the settings name; it is then never reloaded.
+        open_live, deadlines, health_every: for tests.
+        workers: processes that share the limits of this gateway.
+    """
 
     def __init__(
         self,
         settings: Settings,
         *,
         channel: str = CHANNEL,
+        config: GatewayConfig | None = None,
         open_live: Opener | None = None,
         deadlines: Deadlines | None = None,
-        limits: Limits | None = None,
         health_every: float = 2.0,
+        workers: int = 1,
     ) -> None:
-        self.metrics = Metrics()
-        self.live = LiveRelease(settings, channel, open_live or opener(settings), self.metrics)
-        self.engine = EngineClient(deadlines or Deadlines())
-        self.retriever = Retriever(self.metrics)
-        self.request_log = RequestLog(settings.requests_dir, self.metrics)
-        self.health = Health(self.live, self.engine, self.metrics, health_every)
-        self.models = Models(self.live)
-        self.chat = Chat(
-            self.live,
-            self.engine,
-            self.retriever,
-            self.request_log,
-            self.metrics,
-            limits or Limits(),
+        self.settings = settings
+        self._fixed = config is not None
+        self._seen = _signature(settings.gateway_config)
+        config = config or load(settings)
+        self.metrics = metrics = Metrics()
+        self.upstream = UpstreamClient()
+        keys = KeyStore.open(settings)
+        tokenizers = Tokenizers()
+        self.services = Services(
+            live=LiveRelease(settings, channel, open_live or opener(settings), metrics),
+            engine=EngineClient(deadlines or Deadlines()),
+            router=Router(self.upstream, metrics, config.routing, salt=keys.pepper),
+            retriever=Retriever(metrics),
+            authenticator=Authenticator(keys, config.auth, metrics),
+            limiter=open_limiter(config.limits, settings, metrics, workers=workers),
+            tokenizers=tokenizers,
+            request_log=RequestLog(settings.requests_dir, metrics),
+            metrics=metrics,
+            now=self._configured(config, tokenizers),
         )
+        self.live = self.services.live
+        self.health = Health(self.live, self.services.engine, metrics, health_every)
+        self.models = Models(self.services)
+        metrics.in_flight.set_function(lambda: self.services.in_flight)
 
     @contextlib.asynccontextmanager
     async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
-        """Start the tasks; at the end let the request log write what waits."""
-        self.request_log.start()
-        async with self.engine:
+        """Start the parts and tasks; at the end let the logs write what waits."""
+        services = self.services
+        services.request_log.start()
+        services.authenticator.start()
+        await services.limiter.start()
+        await services.now.guards.start()
+        async with services.engine, self.upstream:
             tasks = [
-                asyncio.create_task(self.live.watch(), name="watch-channel"),
+                asyncio.create_task(services.live.watch(), name="watch-channel"),
                 asyncio.create_task(self.health.watch(), name="watch-engine"),
+                asyncio.create_task(services.router.watch(), name="watch-queues"),
+                asyncio.create_task(self._watch_config(), name="watch-config"),
             ]
             try:
                 yield
@@ -78,9 +118,62 @@ class Gateway:
                 for task in tasks:
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
-                self.retriever.close()
-                self.live.close()
-                await asyncio.to_thread(self.request_log.close)
+                services.retriever.close()
+                services.live.close()
+                services.tokenizers.close()
+                await services.now.guards.close()
+                await services.limiter.close()
+                await asyncio.to_thread(services.authenticator.close)
+                await asyncio.to_thread(services.request_log.close)
+
+    async def reload(self) -> bool:
+        """Read the configuration again and swap it in whole; False, and everything as it was, when
+        it cannot be used. Requests under way end with what they began with."""
+        services = self.services
+        try:
+            config = await asyncio.to_thread(load, self.settings)
+            before = services.now
+            following = await asyncio.to_thread(self._configured, config, services.tokenizers)
+            await following.guards.start()
+            services.router.configure(config.routing)  # refuses missing keys before it changes
+        except (RatchetError, OSError) as error:
+            self.metrics.reloads.labels("refused").inc()
+            log.error("the configuration was not taken: %s", error)
+            return False
+        services.limiter.configure(config.limits)
+        services.authenticator.config = config.auth
+        services.now = following
+        self.metrics.reloads.labels("taken").inc()
+        log.info("the configuration was read again")
+        # Streams that began under the old guards may still use them.
+        asyncio.get_running_loop().call_later(
+            RELOAD_SECONDS, lambda: asyncio.ensure_future(before.guards.close())
+        )
+        return True
+
+    async def _watch_config(self) -> None:
+        """Reload when the file changes; run as a task."""
+        while not self._fixed:
+            await asyncio.sleep(RELOAD_SECONDS)
+            seen = await asyncio.to_thread(_signature, self.settings.gateway_config)
+            if seen != self._seen:
+                self._seen = seen
+                try:
+                    await self.reload()
+                except Exception:  # a bug here must not end the watching
+                    log.exception("reading the configuration again failed")
+
+    def _configured(self, config: GatewayConfig, tokenizers: Tokenizers) -> Configured:
+        """May block for a second: tokenizers are opened."""
+        return Configured(
+            config,
+            Guards(config.guards, self.metrics),
+            {
+                model.name: tokenizers.open(_tokenizer(self.settings.root, model.candidates))
+                for model in config.routing.models
+            },
+            dearest(config),
+        )
 
     async def healthz(self, request: Request) -> Response:
         """The process answers; nothing more is meant."""
@@ -88,29 +181,59 @@ class Gateway:
 
     async def readyz(self, request: Request) -> Response:
         """200 when a question would be answered, 503 and the reason otherwise."""
-        live, problem = self.live.current, self.health.problem
+        services, live = self.services, self.live.current
+        problem = self.problem
         body: dict[str, Any] = {
             "ready": problem is None,
             "channel": self.live.channel,
             "release": live.release if live else None,
             "model": live.channel.model if live else None,
             "prompt": live.prompt_version if live else None,
+            "models": sorted(services.router.routes),
             "problem": problem,
             "switching": self.live.problem if live else None,
         }
         return json_response(body, 200 if problem is None else 503)
 
+    @property
+    def problem(self) -> str | None:
+        """Why no traffic should come, or None. A gateway of plain models needs no release."""
+        services = self.services
+        if services.draining():
+            return "the gateway is shutting down"
+        if (problem := services.authenticator.problem) is not None:
+            return problem
+        if services.router.routes and self.live.idle:
+            return None
+        return self.health.problem
+
     async def scrape(self, request: Request) -> Response:
         return Response(self.metrics.text(), headers={"content-type": CONTENT_TYPE})
 
 
-def create_app(gateway: Gateway) -> Starlette:
+class App:
+    """Paths that models answer go to their handler, everything else to the router."""
+
+    def __init__(self, gateway: Gateway, router: ASGIApp) -> None:
+        self._router = router
+        self._handlers = {path: Handler(kind, gateway.services) for kind, path in PATHS.items()}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["method"] == "POST":
+            handler = self._handlers.get(scope["path"])
+            if handler is not None:
+                await handler(scope, receive, send)
+                return
+        await self._router(scope, receive, send)
+
+
+def create_app(gateway: Gateway) -> ASGIApp:
     """The application of a gateway."""
-    app = Starlette(
+    router = Starlette(
         routes=[
-            Route("/v1/chat/completions", gateway.chat, methods=["POST"]),
+            *(Route(path, _not_posted, methods=["POST"]) for path in PATHS.values()),
             Route("/v1/models", gateway.models.index),
-            Route("/v1/models/{name}", gateway.models.one),
+            Route("/v1/models/{name:path}", gateway.models.one),
             Route("/healthz", gateway.healthz),
             Route("/readyz", gateway.readyz),
             Route("/metrics", gateway.scrape),
@@ -118,8 +241,13 @@ def create_app(gateway: Gateway) -> Starlette:
         lifespan=gateway.lifespan,
         exception_handlers={HTTPException: _http_error, Exception: _bug},
     )
-    app.router.redirect_slashes = False  # a redirect would be built from the client's Host header
-    return app
+    router.router.redirect_slashes = False  # a redirect would be built from the client's Host
+    return App(gateway, router)
+
+
+async def _not_posted(request: Request) -> Response:
+    """Only other methods come here, and the router answers them 405."""
+    raise HTTPException(405)
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
@@ -136,3 +264,16 @@ async def _http_error(request: Request, error: Exception) -> Response:
 
 async def _bug(request: Request, error: Exception) -> Response:
     return error_response(ApiError("internal_error", "The gateway failed; its log says why."))
+
+
+def _tokenizer(root: Path, candidates: Any) -> Path | None:
+    """The first candidate's tokenizer that is named; paths are relative to the checkout."""
+    named = [candidate.tokenizer for candidate in candidates if candidate.tokenizer]
+    return root / named[0] if named else None
+
+
+def _signature(path: Path) -> tuple[int, int, int] | None:
+    with contextlib.suppress(OSError):
+        stat = path.stat()
+        return stat.st_ino, stat.st_mtime_ns, stat.st_size
+    return None

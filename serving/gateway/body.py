@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import Callable
 
 from starlette.types import Receive, Scope
 
@@ -48,17 +47,36 @@ async def read_body(scope: Scope, receive: Receive, limit: int, seconds: float) 
         raise ApiError("request_timeout", f"The body did not come in {seconds:g} s.") from None
 
 
-@contextlib.asynccontextmanager
-async def client_left(receive: Receive) -> AsyncIterator[asyncio.Future[None]]:
-    """A future that is done when the client disconnects. After the body nothing else can come."""
+class WhileConnected:
+    """Use as ``async with``: the work inside is cancelled when the client disconnects, and
+    Disconnected is raised instead. After the body nothing else can come from a client.
 
-    async def listen() -> None:
-        while (await receive())["type"] != "http.disconnect":
+    Args:
+        receive: ASGI.
+        over: whether the response is complete; servers say "disconnected" then as well.
+    """
+
+    __slots__ = ("_gone", "_listener", "_over", "_receive", "_task")
+
+    def __init__(self, receive: Receive, over: Callable[[], bool]) -> None:
+        self._receive, self._over = receive, over
+        self._gone = False
+
+    async def __aenter__(self) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._task = task
+        self._listener = asyncio.ensure_future(self._listen())
+
+    async def __aexit__(self, kind: object, error: object, trace: object) -> None:
+        self._listener.cancel()
+        if self._gone:
+            self._task.uncancel()
+            raise Disconnected from None
+
+    async def _listen(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
             pass
-
-    task = asyncio.ensure_future(listen())
-    try:
-        yield task
-    finally:
-        task.cancel()
-        await asyncio.wait({task})
+        if not self._over():
+            self._gone = True
+            self._task.cancel()

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +29,6 @@ class Deadlines:
     connect: float = 2.0
     first_byte: float = 120.0
     stall: float = 30.0
-    write: float = 30.0  # for one piece to a client that reads slowly
 
 
 class Unreachable(ApiError):
@@ -65,7 +64,7 @@ class EngineClient:
 
     async def stream(
         self, url: str, body: dict[str, Any], request_id: str
-    ) -> AsyncIterator[tuple[Frame, dict[str, Any]]]:
+    ) -> AsyncGenerator[tuple[Frame | None, dict[str, Any]], None]:
         """Frames of one chat completion with their parsed data, without the final ``[DONE]``.
 
         Raises ApiError: Unreachable, engine_overloaded, engine_timeout, engine_error,

@@ -17,20 +17,31 @@ CODES: dict[str, tuple[int, str]] = {
     "unsupported_parameter": (400, "invalid_request_error"),
     "context_length_exceeded": (400, "invalid_request_error"),
     "engine_refused_request": (400, "invalid_request_error"),
+    "content_blocked": (400, "invalid_request_error"),  # a guard refused what came in
+    "invalid_api_key": (
+        401,
+        "authentication_error",
+    ),  # unknown, wrong, revoked, expired: one answer
     "model_not_found": (404, "invalid_request_error"),
     "not_found": (404, "invalid_request_error"),
     "method_not_allowed": (405, "invalid_request_error"),
     "request_timeout": (408, "invalid_request_error"),
     "body_too_large": (413, "invalid_request_error"),
     "unsupported_media_type": (415, "invalid_request_error"),
+    "rate_limit_exceeded": (429, "rate_limit_error"),
+    "budget_exceeded": (429, "insufficient_quota"),
     "client_disconnected": (499, "client_error"),  # only in log and metrics: nobody reads it
     "internal_error": (500, "server_error"),
+    "output_blocked": (502, "server_error"),  # a guard refused what the model said
     "engine_unreachable": (502, "server_error"),
     "engine_error": (502, "server_error"),
     "engine_disconnected": (502, "server_error"),
     "engine_malformed_stream": (502, "server_error"),
     "not_ready": (503, "server_error"),
     "overloaded": (503, "server_error"),
+    "keys_unavailable": (503, "server_error"),
+    "limits_unavailable": (503, "server_error"),
+    "guard_unavailable": (503, "server_error"),
     "engine_overloaded": (503, "server_error"),
     "engine_timeout": (504, "server_error"),
 }

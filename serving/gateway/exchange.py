@@ -14,16 +14,23 @@ from typing import Any
 from contracts.records import Passage, RequestRecord
 from resources import rag
 from resources.requests import new_response_id
+from serving.gateway.api_request import Kind
+from serving.gateway.auth import Principal
 from serving.gateway.envelope import ApiError
+from serving.gateway.guards.verdict import Verdict
+from serving.gateway.limits import Lease
 from serving.gateway.live import Live
 from serving.gateway.metrics import Metrics
+
+_STRICTNESS = ("allow", "flag", "redact", "block")
 
 
 @dataclass
 class Exchange:
     """Mutable on purpose and owned by one handler."""
 
-    channel: str
+    channel: str  # "" for a plain model
+    kind: Kind = "chat"
     arrived: datetime = field(default_factory=lambda: datetime.now(UTC))
     clock: float = field(default_factory=time.perf_counter)
     response_id: str = ""
@@ -38,6 +45,19 @@ class Exchange:
     completion_tokens: int | None = None
     ttft_ms: float | None = None
     retrieval_ms: float | None = None
+    principal: Principal | None = None  # None: nobody that we know
+    model: str = ""  # the logical model
+    session: str = ""
+    feature: str = ""
+    provider: str = ""
+    tier: str = ""
+    attempts: int = 0  # at upstreams
+    cost: float = 0.0
+    cached: str = ""  # exact, semantic
+    tokens_estimated: bool = False
+    guard: str = "allow"  # the strictest thing that a guard did
+    verdicts: list[Verdict] = field(default_factory=list)
+    more_headers: list[tuple[bytes, bytes]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.response_id = self.response_id or new_response_id(self.arrived)
@@ -59,7 +79,18 @@ class Exchange:
         ]
         if self.live:
             found.append((b"x-ratchet-release", self.live.release.encode()))
-        return found
+        return found + self.more_headers
+
+    def limits(self, lease: Lease) -> None:
+        """What the key has left goes into the response's headers."""
+        self.more_headers += [(k.encode(), v.encode()) for k, v in lease.headers().items()]
+
+    def judged(self, verdict: Verdict) -> None:
+        """Note what guards said; the strictest word stays."""
+        if verdict.findings or verdict.failures or verdict.error:
+            self.verdicts.append(verdict)
+            if _STRICTNESS.index(verdict.action) > _STRICTNESS.index(self.guard):
+                self.guard = verdict.action
 
     def first_text(self) -> None:
         """Note the time of the engine's first text, once."""

@@ -16,6 +16,8 @@ import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from contracts.errors import RatchetError
@@ -43,6 +45,21 @@ class Live:
     @property
     def release(self) -> str:
         return self.installed.id
+
+    @property
+    def tokenizer(self) -> Path | None:
+        """The folder of the model's tokenizer, where the bundle has one."""
+        folder = self.installed.bundle / "checkpoint"
+        return folder if (folder / "tokenizer.json").is_file() else None
+
+    @cached_property
+    def secret_prompts(self) -> list[str]:
+        """The release's system prompt without passages: it must not come out, while passages are
+        there to be quoted."""
+        try:
+            return [self.rag.messages("", [])[0]["content"]]
+        except RatchetError:
+            return []  # a template that needs a passage says nothing without one
 
     @property
     def prompt_version(self) -> str:
@@ -149,6 +166,11 @@ class LiveRelease:
                 async with asyncio.timeout(seconds):
                     await self.looked.wait()
         return self.current
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is deployed on the channel, which was looked at."""
+        return self.current is None and self.looked.is_set() and not self._failed_at
 
     def close(self) -> None:
         self._thread.shutdown(wait=False, cancel_futures=True)

@@ -96,6 +96,172 @@ class Metrics:
             ["channel", "release", "model", "prompt"],
             registry=registry,
         )
+        self.auth_refused = Counter(
+            "ratchet_gateway_auth_refused",
+            "Requests refused because of their API key.",
+            ["code"],
+            registry=registry,
+        )
+        self.keys_age = Gauge(
+            "ratchet_gateway_keys_age_seconds",
+            "Since the keys in memory were last read from their store.",
+            registry=registry,
+        )
+        self.keys_refresh_failures = Counter(
+            "ratchet_gateway_keys_refresh_failures",
+            "Reads of the keys that failed.",
+            registry=registry,
+        )
+        self.limited = Counter(
+            "ratchet_gateway_limited",
+            "Requests refused by a limit, by what it counts and whose it is.",
+            ["limit", "scope"],
+            registry=registry,
+        )
+        self.limits_outage = Counter(
+            "ratchet_gateway_limits_outage",
+            "Requests decided by limits.on_outage, because the store of the limits was down.",
+            ["policy"],
+            registry=registry,
+        )
+        self.leases = Gauge(
+            "ratchet_gateway_leases",
+            "Reservations of this worker that are not settled yet.",
+            registry=registry,
+        )
+        self.settlements_waiting = Gauge(
+            "ratchet_gateway_settlements_waiting",
+            "Settlements on their way to the store of the limits.",
+            registry=registry,
+        )
+        self.settlements_dropped = Counter(
+            "ratchet_gateway_settlements_dropped",
+            "Settlements lost because the store of the limits was down for too long.",
+            registry=registry,
+        )
+        self.attempts = Counter(
+            "ratchet_gateway_upstream_attempts",
+            "Attempts at upstreams by how they ended; 'ok' is an answer that came whole.",
+            ["provider", "outcome"],
+            registry=registry,
+        )
+        self.retries = Counter(
+            "ratchet_gateway_upstream_retries",
+            "Attempts after the first, by why the one before failed.",
+            ["after"],
+            registry=registry,
+        )
+        self.retries_refused = Counter(
+            "ratchet_gateway_upstream_retries_refused",
+            "Retries that the retry budget did not allow.",
+            registry=registry,
+        )
+        self.breaker = Gauge(
+            "ratchet_gateway_breaker_state",
+            "Of a replica's circuit breaker: 0 closed, 1 half-open, 2 open.",
+            ["provider", "model"],
+            registry=registry,
+        )
+        self.upstream_queue = Gauge(
+            "ratchet_gateway_upstream_queue",
+            "Requests waiting in an engine, by its own metrics; NaN when it does not say.",
+            ["provider", "model"],
+            registry=registry,
+        )
+        self.tiers = Counter(
+            "ratchet_gateway_requests_by_tier",
+            "Requests to models with tiers, by the tier that the classifier gave.",
+            ["tier"],
+            registry=registry,
+        )
+        self.guard_findings = Counter(
+            "ratchet_gateway_guard_findings",
+            "Findings by guard, side (input, passages, output) and what was done.",
+            ["guard", "side", "action"],
+            registry=registry,
+        )
+        self.guard_failures = Counter(
+            "ratchet_gateway_guard_failures",
+            "Guards without a verdict, by how they failed and whether the request went on (open).",
+            ["guard", "outcome", "policy"],
+            registry=registry,
+        )
+        self.guard_seconds = Histogram(
+            "ratchet_gateway_guard_seconds",
+            "All guards of one side together, waiting included.",
+            ["side"],
+            buckets=(0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3),
+            registry=registry,
+        )
+        self.guard_dropped = Counter(
+            "ratchet_gateway_guard_dropped",
+            "Texts that guards in mode async did not read because their queue was full.",
+            registry=registry,
+        )
+        self.reloads = Counter(
+            "ratchet_gateway_config_reloads",
+            "Changes of the configuration file: taken, or refused and the old one kept.",
+            ["outcome"],
+            registry=registry,
+        )
+        self.cache_lookups = Counter(
+            "ratchet_gateway_cache_lookups",
+            "Look-ups that a tier of the cache answered (hit) or did not (miss).",
+            ["tier", "outcome"],
+            registry=registry,
+        )
+        self.cache_bypass = Counter(
+            "ratchet_gateway_cache_bypass",
+            "Requests that the cache is not for, by why.",
+            ["reason"],
+            registry=registry,
+        )
+        self.cache_stored = Counter(
+            "ratchet_gateway_cache_stored", "Answers kept.", ["tier"], registry=registry
+        )
+        self.cache_refused = Counter(
+            "ratchet_gateway_cache_refused",
+            "Answers that may not be kept, by why.",
+            ["reason"],
+            registry=registry,
+        )
+        self.cache_evicted = Counter(
+            "ratchet_gateway_cache_evicted",
+            "Answers forgotten by this process: full, expired or purged.",
+            ["reason"],
+            registry=registry,
+        )
+        self.cache_failures = Counter(
+            "ratchet_gateway_cache_failures",
+            "Look-ups (get) and answers (put) that a tier's store or model did not take in time.",
+            ["tier", "what"],
+            registry=registry,
+        )
+        self.cache_saved = Counter(
+            "ratchet_gateway_cache_saved_tokens",
+            "Tokens of answers that came from the cache.",
+            ["kind"],
+            registry=registry,
+        )
+        self.cache_verified = Counter(
+            "ratchet_gateway_cache_verified",
+            "Would-be hits of the semantic tier that the model answered too, by whether both agree.",
+            ["outcome"],
+            registry=registry,
+        )
+        self.cache_seconds = Histogram(
+            "ratchet_gateway_cache_seconds",
+            "What a look-up in one tier took, waiting included.",
+            ["tier"],
+            buckets=(0.00001, 0.0001, 0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1, 5, 30),
+            registry=registry,
+        )
+        self.cache_bytes = Gauge(
+            "ratchet_gateway_cache_bytes", "Of answers in this process.", registry=registry
+        )
+        self.cache_entries = Gauge(
+            "ratchet_gateway_cache_entries", "Answers in this process.", registry=registry
+        )
         for by in ("gateway", "model"):
             self.refusals.labels(by)
         for kind in ("prompt", "completion"):

@@ -1,4 +1,4 @@
-"""``GET /v1/models``: the names a client may use. Engines' own names are not among them."""
+"""``GET /v1/models``: the names that this client may use. Engines' own names are not among them."""
 
 from __future__ import annotations
 
@@ -8,43 +8,56 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from resources.releases import MARKER
-from serving.gateway.chat import ALIAS
+from serving.gateway.auth import Principal
 from serving.gateway.envelope import ApiError
-from serving.gateway.live import LiveRelease
+from serving.gateway.release import ALIAS
 from serving.gateway.responses import error_response, json_response
+from serving.gateway.services import Services
 
 
 class Models:
-    """The channel and its alias, with the release behind them."""
+    """The channel and its alias, with the release behind them, and the plain models."""
 
-    def __init__(self, live: LiveRelease) -> None:
-        self._live = live
+    def __init__(self, services: Services) -> None:
+        self._services = services
 
     async def index(self, request: Request) -> Response:
-        return json_response({"object": "list", "data": self._all()})
+        try:
+            principal = self._services.authenticator.authenticate(request.scope["headers"])
+        except ApiError as error:
+            return error_response(error)
+        return json_response({"object": "list", "data": self._all(principal)})
 
     async def one(self, request: Request) -> Response:
         name = request.path_params["name"]
-        for model in self._all():
+        try:
+            principal = self._services.authenticator.authenticate(request.scope["headers"])
+        except ApiError as error:
+            return error_response(error)
+        for model in self._all(principal):
             if model["id"] == name:
                 return json_response(model)
         return error_response(
             ApiError("model_not_found", f"There is no model '{name[:64]}'.", "model")
         )
 
-    def _all(self) -> list[dict[str, Any]]:
-        """Empty while nothing is served."""
-        live = self._live.current
-        if live is None:
-            return []
-        created = int((live.installed.path / MARKER).stat().st_mtime)
-        return [
-            {
-                "id": name,
-                "object": "model",
-                "created": created,
-                "owned_by": "ratchet",
-                "release": live.release,
-            }
-            for name in (self._live.channel, ALIAS)
+    def _all(self, principal: Principal) -> list[dict[str, Any]]:
+        """No release while none is served."""
+        found = [
+            {"id": name, "object": "model", "created": 0, "owned_by": "ratchet"}
+            for name in sorted(self._services.router.routes)
         ]
+        live = self._services.live.current
+        if live is not None and principal.key.allows_release(live.channel.name, live.release):
+            created = int((live.installed.path / MARKER).stat().st_mtime)
+            found = [
+                {
+                    "id": name,
+                    "object": "model",
+                    "created": created,
+                    "owned_by": "ratchet",
+                    "release": live.release,
+                }
+                for name in (self._services.live.channel, ALIAS)
+            ] + found
+        return [model for model in found if principal.key.allows_model(str(model["id"]))]

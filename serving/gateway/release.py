@@ -1,150 +1,182 @@
-"""``POST /v1/chat/completions``: question, passages, prompt, engine, answer with citations.
+"""Answers of a release: question, passages, prompt, engine, answer with citations.
 
-A plain ASGI application. It takes the live release once; passages, prompt and engine of an answer
-are that release's. The engine's frames are relayed as they come; the one with the finish reason
-also carries ``citations`` and ``release``. Headers wait for the engine's first event, so that
-everything that fails before it has an honest status. A client that leaves ends the engine's work.
+The live release is taken once; passages, prompt and engine of an answer are that release's. The
+engine's frames are relayed as they come; the one with the finish reason also carries ``citations``
+and ``release``. Headers wait for the engine's first event, so that everything that fails before it
+has an honest status. A client that leaves ends the engine's work.
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
 import time
-import traceback
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator
 from typing import Any
 
-from starlette.types import Receive, Scope, Send
-
 from contracts.errors import RatchetError
-from contracts.records import REFUSAL, Citation
+from contracts.records import REFUSAL, Citation, Passage
 from resources import rag
-from serving.gateway.body import Disconnected, client_left, read_body
+from serving.gateway.api_request import ApiRequest
 from serving.gateway.chat_request import ChatRequest, parse
-from serving.gateway.engine import EngineClient, Unreachable
+from serving.gateway.engine import Unreachable
 from serving.gateway.envelope import ApiError
 from serving.gateway.exchange import Exchange
-from serving.gateway.live import Live, LiveRelease
-from serving.gateway.metrics import Metrics
+from serving.gateway.guards.chunks import ChunkGuard
+from serving.gateway.limits.tokens import MARKS, estimate
+from serving.gateway.live import Live
 from serving.gateway.reply import Reply
-from serving.gateway.request_log import RequestLog
-from serving.gateway.retrieval import Retriever
+from serving.gateway.services import Configured, Services
 from serving.gateway.sse import Frame, Relabel, encode
 
-log = logging.getLogger("ratchet.gateway.chat")
+log = logging.getLogger("ratchet.gateway.release")
 #: Names that mean "what the channel serves"; the channel's own name is one as well.
 ALIAS = "ratchet"
-Events = AsyncIterator[tuple[Frame | None, dict[str, Any]]]
+#: Reserved for a passage before it is known: chunks have at most 254 tokens of the embedding
+#: model, and a small vocabulary needs twice as many for the same words.
+PASSAGE_TOKENS = 512
+Events = AsyncGenerator[tuple[Frame | None, dict[str, Any]], None]
 
 
-@dataclass(frozen=True)
-class Limits:
-    """What one request and all of them together may take."""
-
-    body_bytes: int = 1 << 20
-    body_seconds: float = 20.0
-    in_flight: int = 512
-    start_seconds: float = 60.0  # a request may wait for the first release to be opened
-
-
-class Chat:
-    """The endpoint, made of its parts."""
-
-    def __init__(
-        self,
-        live: LiveRelease,
-        engine: EngineClient,
-        retriever: Retriever,
-        request_log: RequestLog,
-        metrics: Metrics,
-        limits: Limits = Limits(),
-    ) -> None:
-        self.live, self.engine, self.retriever = live, engine, retriever
-        self.request_log, self.metrics, self.limits = request_log, metrics, limits
-        self._in_flight = 0
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        exchange = Exchange(self.live.channel)
-        reply = Reply(exchange, send, self.engine.deadlines.write)
-        self._in_flight += 1
-        self.metrics.in_flight.set(self._in_flight)
+async def answer(
+    services: Services, given: dict[str, Any], exchange: Exchange, reply: Reply
+) -> None:
+    """Answer one request. Raises ApiError; after the first byte, the stream has begun."""
+    now, principal = services.now, exchange.principal
+    assert principal is not None
+    exchange.channel = services.live.channel
+    asked = parse(given)
+    exchange.stream, exchange.question = asked.stream, asked.question
+    live = exchange.live = await services.live.now(now.config.requests.start_seconds)
+    if live is None:
+        raise ApiError("not_ready", f"The gateway is not ready: {services.live.problem}")
+    if not principal.key.allows_release(live.channel.name, live.release):
+        raise ApiError("model_not_found", f"There is no model '{asked.model[:64]}'.", "model")
+    request = ApiRequest(
+        "chat",
+        asked.model,
+        {"messages": [{"role": "user", "content": asked.question}]},
+        stream=asked.stream,
+        session=exchange.session,
+    )
+    longest = now.config.limits.max_prompt_tokens(principal)
+    if longest is not None:
+        counter = services.tokenizers.open(live.tokenizer)
+        await counter.count(request, longest)
+    most = min(asked.max_tokens or live.max_tokens, live.max_tokens)
+    lease = await services.limiter.reserve(
+        principal,
+        tokens=estimate(request) + live.rag.top_k * PASSAGE_TOKENS + MARKS + most,
+        cost=0.0,  # engines of releases are our own
+        session=exchange.session,
+    )
+    with lease:
+        exchange.limits(lease)
+        policy = principal.key.guard or now.config.guard
+        verdict = await now.guards.check_input(policy, request, exchange.response_id)
+        exchange.judged(verdict)
+        exchange.question = asked.question = request.body["messages"][0]["content"]
+        if verdict.error is not None:
+            raise verdict.error
         try:
-            await self._guarded(scope, receive, exchange, reply)
+            await _on_the_live_one(services, now, live, asked, request, exchange, reply)
         finally:
-            self.request_log.offer(exchange.finish(self.metrics))
-            self._in_flight -= 1
-            self.metrics.in_flight.set(self._in_flight)
+            used = (exchange.prompt_tokens or 0) + (exchange.completion_tokens or 0)
+            lease.settle(tokens=used, cost=0.0)
 
-    async def _guarded(
-        self, scope: Scope, receive: Receive, exchange: Exchange, reply: Reply
-    ) -> None:
-        """Work until done or the client is gone; every failure ends in one error, told once."""
-        try:
-            if self._in_flight > self.limits.in_flight:
-                raise ApiError("overloaded", "Too many requests are in flight.")
-            raw = await read_body(scope, receive, self.limits.body_bytes, self.limits.body_seconds)
-            async with client_left(receive) as left:
-                work = asyncio.ensure_future(self._answer(raw, exchange, reply))
-                await _first(work, left)
-        except Disconnected:
-            exchange.error = ApiError("client_disconnected", "The client left.")
-        except ApiError as error:
-            exchange.error = error
-            await reply.error(error)
-        except asyncio.CancelledError:
-            exchange.error = ApiError("client_disconnected", "The gateway was shut down.")
+
+async def _on_the_live_one(
+    services: Services,
+    now: Configured,
+    live: Live,
+    asked: ChatRequest,
+    request: ApiRequest,
+    exchange: Exchange,
+    reply: Reply,
+) -> None:
+    try:
+        await _from(services, now, live, asked, request, exchange, reply)
+    except Unreachable:
+        # The engine may just have been stopped after a deployment that we have not seen yet.
+        # Nothing was sent, so the whole request can run again, all of it on the new release.
+        if not await services.live.refresh() or services.live.current is None:
             raise
-        except Exception as error:
-            # People's words may stand in the exception's message: its type and place must do.
-            place = "".join(traceback.format_tb(error.__traceback__))
-            log.error("%s failed: %s\n%s", exchange.response_id, type(error).__name__, place)
-            exchange.error = ApiError("internal_error", "The gateway failed; its log says why.")
-            await reply.error(exchange.error)
+        exchange.live = services.live.current
+        await _from(services, now, services.live.current, asked, request, exchange, reply)
 
-    async def _answer(self, raw: bytes, exchange: Exchange, reply: Reply) -> None:
-        request = parse(raw)
-        exchange.stream, exchange.question = request.stream, request.question
-        if request.model not in (ALIAS, self.live.channel):
-            raise ApiError(
-                "model_not_found",
-                f"There is no model '{request.model[:64]}'; use '{self.live.channel}'.",
-                "model",
-            )
-        live = exchange.live = await self.live.now(self.limits.start_seconds)
-        if live is None:
-            raise ApiError("not_ready", f"The gateway is not ready: {self.live.problem}")
-        try:
-            await self._from(live, request, exchange, reply)
-        except Unreachable:
-            # The engine may just have been stopped after a deployment that we have not seen yet.
-            # Nothing was sent, so the whole request can run again, all of it on the new release.
-            if not await self.live.refresh() or self.live.current is None:
-                raise
-            exchange.live = self.live.current
-            await self._from(self.live.current, request, exchange, reply)
 
-    async def _from(
-        self, live: Live, request: ChatRequest, exchange: Exchange, reply: Reply
-    ) -> None:
-        """Answer from one release."""
-        exchange.passages, exchange.retrieval_ms = await self.retriever.retrieve(
-            live.rag, request.question
-        )
-        if exchange.passages:
-            body = engine_body(live, request, exchange)
-            url = live.channel.engine_url
-            events: Events = self.engine.stream(url, body, exchange.response_id)
+async def _from(
+    services: Services,
+    now: Configured,
+    live: Live,
+    asked: ChatRequest,
+    request: ApiRequest,
+    exchange: Exchange,
+    reply: Reply,
+) -> None:
+    """Answer from one release."""
+    found, exchange.retrieval_ms = await services.retriever.retrieve(live.rag, asked.question)
+    policy = _policy(now, exchange)
+    exchange.passages = _as_data(now, policy, found, exchange)
+    guard: ChunkGuard | None = None
+    if exchange.passages:
+        body = engine_body(live, asked, exchange)
+        events: Events = services.engine.stream(live.channel.engine_url, body, exchange.response_id)
+        exchange.provider = "release"
+        secret = live.secret_prompts
+        probe = now.guards.stream(policy, request, secret)
+        if probe is not None and probe.changes:
+            guard = ChunkGuard(lambda: now.guards.stream(policy, request, secret))
+            events = _guarded(events, guard)
+    else:
+        exchange.refused_by = "gateway"
+        events = _refusal()
+    async with contextlib.aclosing(events):
+        if asked.stream:
+            await _relay(events, asked, exchange, reply)
         else:
-            exchange.refused_by = "gateway"
-            events = _refusal()
-        async with contextlib.aclosing(events):  # type: ignore[type-var]
-            if request.stream:
-                await _relay(events, request, exchange, reply)
-            else:
-                await _collect(events, request, exchange, reply)
+            await _collect(events, asked, exchange, reply)
+    for verdict in guard.verdicts() if guard else ():
+        exchange.judged(verdict)
+    if now.guards.reads_output(policy):
+        exchange.judged(
+            now.guards.after_stream(
+                policy,
+                guard.guard() if guard else None,
+                exchange.text,
+                request,
+                exchange.response_id,
+            )
+        )
+
+
+def _policy(now: Configured, exchange: Exchange) -> str:
+    own = exchange.principal.key.guard if exchange.principal else None
+    return own or now.config.guard
+
+
+def _as_data(
+    now: Configured, policy: str, found: list[Passage], exchange: Exchange
+) -> list[Passage]:
+    """The passages as they may enter a prompt; what gives orders is taken out of them."""
+    shown, verdict = now.guards.check_passages(policy, [passage.text for passage in found])
+    exchange.judged(verdict)
+    kept = [
+        passage if text == passage.text else passage.model_copy(update={"text": text})
+        for passage, text in zip(found, shown, strict=True)
+        if text is not None
+    ]
+    if len(kept) == len(found):
+        return kept
+    return [passage.model_copy(update={"n": n}) for n, passage in enumerate(kept, start=1)]
+
+
+async def _guarded(events: Events, guard: ChunkGuard) -> Events:
+    """Chunks as their guard lets them out; they are serialised anew."""
+    async with contextlib.aclosing(events):
+        async for _, chunk in events:
+            for out in guard.through(chunk):
+                yield None, out
 
 
 def engine_body(live: Live, request: ChatRequest, exchange: Exchange) -> dict[str, Any]:
@@ -165,7 +197,7 @@ def engine_body(live: Live, request: ChatRequest, exchange: Exchange) -> dict[st
     }
 
 
-async def _refusal() -> AsyncIterator[tuple[None, dict[str, Any]]]:
+async def _refusal() -> Events:
     """The refusal as an engine would stream it. No engine is asked."""
     head = {"id": "", "object": "chat.completion.chunk", "created": int(time.time()), "model": ""}
 
@@ -262,16 +294,3 @@ async def _collect(events: Events, request: ChatRequest, exchange: Exchange, rep
             "release": exchange.release,
         }
     )
-
-
-async def _first(work: asyncio.Future[None], left: asyncio.Future[None]) -> None:
-    """Wait for the work; cancel it, and wait for that, when the client leaves first."""
-    try:
-        await asyncio.wait({work, left}, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        if not work.done():
-            work.cancel()
-            await asyncio.wait({work})
-    if work.cancelled():
-        raise Disconnected
-    work.result()

@@ -34,8 +34,15 @@ class Reply:
             await self._start(200, kind, (b"cache-control", b"no-cache"))
         await self._put({"type": "http.response.body", "body": data, "more_body": True})
 
+    def is_over(self) -> bool:
+        """Whether nothing more will be sent."""
+        return self.ended
+
     async def json(self, value: dict[str, Any], status: int = 200) -> None:
-        data = json.dumps(value, ensure_ascii=False).encode("utf-8", "replace")
+        await self.whole(status, json.dumps(value, ensure_ascii=False).encode("utf-8", "replace"))
+
+    async def whole(self, status: int, data: bytes) -> None:
+        """A JSON body as it is."""
         await self._whole(status, data, [])
 
     async def end(self) -> None:

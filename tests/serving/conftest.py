@@ -16,7 +16,7 @@ import uvicorn
 from contracts.settings import Settings
 from resources import releases
 from serving.gateway.app import Gateway, create_app
-from serving.gateway.chat import Limits
+from serving.gateway.config import GatewayConfig, Requests
 from serving.gateway.engine import Deadlines
 from tests.serving.factory import build, open_json_live, point
 from tests.serving.fake_engine import FakeEngine
@@ -35,7 +35,8 @@ class Running:
     """A gateway in a thread. ``client`` speaks to it."""
 
     def __init__(self, settings: Settings, **parts: Any) -> None:
-        parts.setdefault("deadlines", Deadlines(connect=2, first_byte=3, stall=2, write=4))
+        parts.setdefault("deadlines", Deadlines(connect=2, first_byte=3, stall=2))
+        parts.setdefault("config", GatewayConfig(requests=Requests(write_seconds=4)))
         parts.setdefault("open_live", open_json_live(settings))
         parts.setdefault("health_every", 0.05)
         self.settings = settings
@@ -142,4 +143,4 @@ def start(settings: Settings) -> Iterator[Callable[..., Running]]:
         running.stop()
 
 
-__all__ = ["Limits", "Running", "events", "until"]
+__all__ = ["GatewayConfig", "Running", "events", "until"]

@@ -29,6 +29,9 @@ class FakeEngine:
         self.healthy = True
         self.tokens = 1  # what a probe gets
         self.words = r"\S+\s*"  # how the answer is cut into chunks
+        self.fault = ""  # of every request that names none itself
+        self.waiting = 0  # what /metrics says of the queue
+        self.paths: list[str] = []  # every POST, probes included
         self.url = ""
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -61,6 +64,8 @@ class FakeEngine:
         app.router.add_get("/health", self._health)
         app.router.add_get("/metrics", self._metrics)
         app.router.add_post("/v1/chat/completions", self._chat)
+        app.router.add_post("/v1/completions", self._completions)
+        app.router.add_post("/v1/embeddings", self._embeddings)
         self._runner = web.AppRunner(app, shutdown_timeout=0.1, handler_cancellation=True)
         await self._runner.setup()
         site = web.TCPSite(self._runner, "127.0.0.1", 0)
@@ -71,17 +76,63 @@ class FakeEngine:
         return web.Response(status=200 if self.healthy else 503)
 
     async def _metrics(self, request: web.Request) -> web.Response:
-        return web.Response(text=f'vllm:num_requests_running{{engine="0"}} {float(self.open)}\n')
+        return web.Response(
+            text=f'vllm:num_requests_running{{engine="0"}} {float(self.open)}\n'
+            f'vllm:num_requests_waiting{{engine="0"}} {float(self.waiting)}\n'
+            'vllm:num_requests_waiting_by_reason{engine="0",reason="capacity"} 77.0\n'
+        )
+
+    async def _completions(self, request: web.Request) -> web.StreamResponse:
+        return await self._one_piece(request, {"object": "text_completion",
+            "choices": [{"index": 0, "text": self.answer, "finish_reason": "stop"}]})  # fmt: skip
+
+    async def _embeddings(self, request: web.Request) -> web.StreamResponse:
+        return await self._one_piece(request, {"object": "list",
+            "data": [{"object": "embedding", "index": 0, "embedding": [0.5, -0.5]}]})  # fmt: skip
+
+    async def _one_piece(self, request: web.Request, value: dict[str, Any]) -> web.StreamResponse:
+        """An answer that is not streamed, with its faults."""
+        body = await request.json()
+        self.paths.append(request.path)
+        self.bodies.append(body)
+        self.headers.append(dict(request.headers))
+        usage = {"prompt_tokens": 3, "completion_tokens": self.tokens,
+                 "completion_tokens_details": {"reasoning_tokens": 0}}  # fmt: skip
+        self.open += 1
+        try:
+            return await _broken_piece(request, self._fault(body)) or web.json_response(
+                {"id": "x-1", "model": self.name, **value, "usage": usage}
+            )
+        except asyncio.CancelledError:
+            self.aborted += 1
+            raise
+        finally:
+            self.open -= 1
+
+    def _fault(self, body: dict[str, Any]) -> str:
+        """What a text of the request asks for, else the engine's own fault."""
+        last = body["messages"][-1]["content"] if "messages" in body else ""
+        found = re.search(r"fault:([a-z0-9-]+)", str(last or body.get("prompt", body.get("input"))))
+        return found.group(1) if found else self.fault
 
     async def _chat(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
-        if not body.get("stream"):  # a probe
+        fault = self._fault(body)
+        if not body.get("stream"):
+            if body.get("max_tokens") != 1:  # else a probe of readiness
+                message: dict[str, Any] = {"role": "assistant", "content": self.answer}
+                if body.get("tools"):
+                    name = body["tools"][0]["function"]["name"]
+                    call = {"name": name, "arguments": '{"usage": "{\\"error\\": 1}"}'}
+                    calls = [{"id": "c1", "type": "function", "function": call}]
+                    message = {"role": "assistant", "content": None, "tool_calls": calls}
+                choice = {"index": 0, "message": message, "finish_reason": "stop"}
+                return await self._one_piece(request, {"choices": [choice]})
             usage = {"prompt_tokens": 1, "completion_tokens": self.tokens}
             return web.json_response({"choices": [{"message": {"content": "x"}}], "usage": usage})
+        self.paths.append(request.path)
         self.bodies.append(body)
         self.headers.append(dict(request.headers))
-        found = re.search(r"fault:([a-z0-9-]+)", body["messages"][-1]["content"])
-        fault = found.group(1) if found else ""
         self.open += 1
         try:
             return await self._answer(request, body, fault)
@@ -99,6 +150,10 @@ class FakeEngine:
             return refused
         if fault == "hang":
             await asyncio.sleep(3600)
+        if fault == "reset-first":
+            assert request.transport is not None
+            request.transport.abort()
+            await asyncio.sleep(0)
         response = web.StreamResponse(headers={"content-type": "text/event-stream"})
         await response.prepare(request)
         end = b"\r\n\r\n" if fault == "crlf" else b"\n\n"
@@ -114,9 +169,21 @@ class FakeEngine:
                 for at in range(len(raw)):
                     await response.write(raw[at : at + 1])
                     await asyncio.sleep(0)
+            elif fault == "multi-line":  # a JSON object on several data lines
+                await response.write(raw.replace(b',"choices":', b',\ndata:"choices":'))
             else:
                 await response.write(raw)
 
+        if fault == "hang-body":
+            await asyncio.sleep(3600)
+        if fault == "empty":
+            return response
+        if fault == "drip":  # alive, and never an answer
+            while True:
+                await response.write(b": still queueing\n\n")
+                await asyncio.sleep(0.01)
+        if fault == "comments":
+            await response.write(b": queueing\n\n")
         error = {"error": {"message": "the engine is out of luck", "code": 500}}
         if fault == "error-first":
             await put(error)
@@ -139,6 +206,8 @@ class FakeEngine:
             if number == 2 and fault in _MIDDLE:
                 return await _break(fault, request, response, put, error)
             await response.write(b": keep-alive\n\n" if fault == "comments" else b"")
+            if number == 2 and fault == "giant":
+                await put(chunk({"content": "y" * (3 << 20)}))
             if fault == "slow" or self.pause:
                 await asyncio.sleep(self.pause or 0.05)
             await put(chunk({"content": word}))
@@ -168,17 +237,50 @@ def _refusal(fault: str) -> web.Response | None:
     found = {
         "503": (503, {"error": {"message": "queue", "code": 503}}),
         "500": (500, {"error": {"message": "secret traceback", "code": 500}}),
+        "429": (429, {"error": {"message": "rate", "code": "rate_limit"}}),
+        "429-wait": (429, {"error": {"message": "rate", "code": "rate_limit"}}),
+        "401": (401, {"error": {"message": "Incorrect API key provided: sk-sec", "code": 401}}),
+        "404": (404, {"error": {"message": "no such model", "code": 404}}),
+        "503-page": (503, None),
+        "redirect": (307, None),
         "context": (400, {"error": {"message": context, "code": 400}}),
         "html": (502, None),
     }.get(fault)
     if found is None:
         return None
     status, value = found
+    headers = {"retry-after": "1"} if fault == "429-wait" else {}
+    if status == 307:
+        headers["location"] = "http://127.0.0.1:9/"
     return (
-        web.json_response(value, status=status)
+        web.json_response(value, status=status, headers=headers)
         if value
-        else web.Response(status=status, text="<html>bad gateway</html>")
+        else web.Response(status=status, text="<html>bad gateway</html>", headers=headers)
     )
+
+
+async def _broken_piece(request: web.Request, fault: str) -> web.StreamResponse | None:
+    """The ways in which an answer in one piece fails; None for no fault."""
+    if fault == "hang":
+        await asyncio.sleep(3600)
+    if fault == "error-200":
+        return web.json_response({"error": {"message": "out of luck", "code": 500}})
+    if fault == "html-200":
+        return web.Response(text="<html>login</html>")
+    if fault in ("cut", "stall-mid"):
+        response = web.StreamResponse(headers={"content-length": "1000"})
+        await response.prepare(request)
+        await response.write(b'{"id": "x-1", ')
+        if fault == "stall-mid":
+            await asyncio.sleep(3600)
+        assert request.transport is not None
+        request.transport.abort()
+        return response
+    if fault == "reset-first":
+        assert request.transport is not None
+        request.transport.abort()
+        await asyncio.sleep(0)
+    return _refusal(fault)
 
 
 async def _break(

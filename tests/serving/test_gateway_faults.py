@@ -12,7 +12,7 @@ import pytest
 
 from contracts.settings import Settings
 from resources import requests as request_log
-from serving.gateway.chat import Limits
+from serving.gateway.config import GatewayConfig, Requests
 from serving.gateway.engine import Deadlines
 from tests.conftest import free_port
 from tests.serving.conftest import Running, events, until
@@ -186,7 +186,7 @@ def test_a_client_that_does_not_read_is_given_up(
 ) -> None:
     with FakeEngine(answer="word " * 60_000) as engine:
         point(settings, release, engine.url)
-        gateway = start(deadlines=Deadlines(write=0.3)).ready()
+        gateway = start(config=GatewayConfig(requests=Requests(write_seconds=0.3))).ready()
         body = {"model": "stable", "stream": True,
                 "messages": [{"role": "user", "content": "x"}]}  # fmt: skip
         data = json.dumps(body).encode()
@@ -273,7 +273,7 @@ def test_harmless_values_of_unsupported_parameters_pass(gateway: Running) -> Non
 def test_other_models_and_paths_are_404(gateway: Running) -> None:
     response = gateway.ask("x", model="nano")
     assert (response.status_code, response.json()["error"]["code"]) == (404, "model_not_found")
-    for path in ("/", "/v1/completions", "/v1/load_lora_adapter", "/pause", "/v1/../health"):
+    for path in ("/", "/v1/load_lora_adapter", "/pause", "/v1/../health"):
         response = gateway.client.post(path, json={})
         assert (response.status_code, response.json()["error"]["code"]) == (404, "not_found"), path
     response = gateway.client.get("/v1/chat/completions")
@@ -282,7 +282,7 @@ def test_other_models_and_paths_are_404(gateway: Running) -> None:
 
 
 def test_bodies_have_a_bound(settings: Settings, start: Callable[..., Running]) -> None:
-    gateway = start(limits=Limits(body_bytes=1000))
+    gateway = start(config=GatewayConfig(requests=Requests(body_bytes=1000)))
     declared = gateway.ask("x" * 2000)
     assert (declared.status_code, declared.json()["error"]["code"]) == (413, "body_too_large")
     pieces = (b" " * 400 for _ in range(5))
@@ -309,7 +309,7 @@ def test_more_than_the_limit_in_flight_is_told_to_come_again(
     settings: Settings, release: str, own_engine: FakeEngine, start: Callable[..., Running]
 ) -> None:
     point(settings, release, own_engine.url)
-    gateway = start(limits=Limits(in_flight=1)).ready()
+    gateway = start(config=GatewayConfig(requests=Requests(in_flight=1))).ready()
     thread = threading.Thread(target=gateway.ask, args=("fault:slow",))
     thread.start()
     until(lambda: own_engine.open == 1)

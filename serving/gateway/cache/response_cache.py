@@ -1,0 +1,257 @@
+"""The cache as the handler sees it: ``lookup`` gives a Hit, or a Flight that the handler flies.
+
+    found = await cache.lookup(scope)
+    if isinstance(found, Hit):
+        ...                       # send found.answer.replay(response_id)
+    else:
+        with found as flight:     # leaving it without an answer lets the next in line try
+            ...                   # ask the model, relay
+            flight.put(Answer(...))
+
+Tiers, nearest first: this process, the same request that is under way already, Redis, and meaning.
+A hit or a miss in this process takes microseconds and never gives up the event loop.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Literal, Self
+
+from contracts.settings import Settings
+from serving.gateway.cache.answer import Answer, refusal
+from serving.gateway.cache.config import Cache
+from serving.gateway.cache.exact import MemoryTier
+from serving.gateway.cache.redis import RedisTier
+from serving.gateway.cache.scope import Scope
+from serving.gateway.cache.semantic import SemanticTier, question_of
+from serving.gateway.cache.single_flight import Flights, Lead
+from serving.gateway.metrics import Metrics
+
+log = logging.getLogger("ratchet.gateway.cache")
+Tier = Literal["memory", "flight", "redis", "semantic"]
+TIERS: tuple[Tier, ...] = ("memory", "flight", "redis", "semantic")
+#: Requests whose answer was not kept just now: others like them need not wait for each other.
+SOLO_SECONDS = 60.0
+MAX_SOLO = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """An answer of the same scope."""
+
+    tier: Tier
+    answer: Answer
+
+
+class Flight:
+    """The duty to get an answer. ``put`` or ``fail`` ends it, and so does leaving the context;
+    what comes first counts. Neither waits nor raises."""
+
+    __slots__ = ("_cache", "_lead", "open", "rival", "scope", "vector")
+
+    def __init__(self, cache: ResponseCache, scope: Scope, lead: Lead[Answer] | None) -> None:
+        self._cache, self.scope, self._lead = cache, scope, lead
+        self.open = True
+        self.vector: list[float] | None = None  # of the question, when it was embedded
+        self.rival: Answer | None = None  # what the semantic tier would have answered
+
+    def put(self, answer: Answer) -> bool:
+        """The whole answer as the client was sent it; whether it was kept."""
+        if not self.open:
+            return False
+        self.open = False
+        return self._cache.landed(self, self._lead, answer)
+
+    def fail(self) -> None:
+        """There is no answer: an error, a break, a client that left."""
+        if self.open:
+            self.open = False
+            self._cache.failed(self._lead)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.fail()
+
+
+class ResponseCache:
+    """All tiers of one worker.
+
+    Args:
+        config: the block ``cache``.
+        settings: REDIS_URL, QDRANT_URL.
+        metrics: see metrics.py, ``ratchet_gateway_cache_*``.
+        semantic: for tests; by default what the configuration says.
+        clock: seconds, monotonic.
+    """
+
+    def __init__(
+        self,
+        config: Cache,
+        settings: Settings,
+        metrics: Metrics,
+        *,
+        semantic: SemanticTier | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.config, self._metrics, self._clock = config, metrics, clock
+        exact = config.exact
+        self.memory = MemoryTier(
+            exact.max_bytes, lambda why: metrics.cache_evicted.labels(why).inc(), clock
+        )
+        self._flights: Flights[Answer] = Flights(exact.wait_seconds, clock)
+        self._solo: dict[bytes, float] = {}
+        self.redis: RedisTier | None = None
+        if settings.redis_url and exact.enabled:
+            self.redis = RedisTier(
+                settings.redis_url, exact.timeout_ms, self.memory.purge,
+                lambda what: metrics.cache_failures.labels("redis", what).inc(),
+            )  # fmt: skip
+        self.semantic = semantic
+        if semantic is None and config.semantic.enabled:
+            self.semantic = SemanticTier.of(config.semantic, settings, metrics)
+        self._hits = {tier: metrics.cache_lookups.labels(tier, "hit") for tier in TIERS}
+        self._misses = {tier: metrics.cache_lookups.labels(tier, "miss") for tier in TIERS}
+        self._seconds = {tier: metrics.cache_seconds.labels(tier) for tier in TIERS}
+        metrics.cache_bytes.set_function(lambda: self.memory.bytes)
+        metrics.cache_entries.set_function(lambda: len(self.memory))
+
+    async def start(self) -> None:
+        """An unreachable store is an outage and no error. Raises ConfigError for a semantic tier
+        whose model is not installed."""
+        if self.redis:
+            await self.redis.start()
+        if self.semantic:
+            await self.semantic.start()
+
+    async def close(self) -> None:
+        if self.redis:
+            await self.redis.close()
+        if self.semantic:
+            await self.semantic.close()
+
+    def configure(self, config: Cache) -> None:
+        """Other sizes, times and thresholds from the next request on. Stores and model stay."""
+        self.config = config
+        self.memory.configure(config.exact.max_bytes)
+        self._flights.wait_seconds = config.exact.wait_seconds
+        if self.redis:
+            self.redis.timeout = config.exact.timeout_ms / 1000
+        if self.semantic:
+            self.semantic.config = config.semantic
+
+    async def lookup(self, scope: Scope) -> Hit | Flight:
+        """An answer, or the duty to get one. Waits for the same request that is under way, for
+        Redis and for the semantic tier, each for a bounded time."""
+        if scope.bypass:
+            self._metrics.cache_bypass.labels(scope.bypass).inc()
+            return Flight(self, scope, None)
+        began = self._clock()
+        answer = self.memory.get(scope.key)
+        self._seconds["memory"].observe(self._clock() - began)
+        if answer is not None:
+            return self._hit("memory", answer)
+        self._misses["memory"].inc()
+        if self._solo and self._solo.get(scope.key, 0.0) > began:
+            return Flight(self, scope, None)
+        lead = self._flights.lead(scope.key)
+        if lead is None:
+            found = await self._flights.wait(scope.key)
+            self._seconds["flight"].observe(self._clock() - began)
+            if isinstance(found, Answer):
+                return self._hit("flight", found)
+            self._misses["flight"].inc()
+            return Flight(self, scope, found)
+        flight = Flight(self, scope, lead)
+        if self.redis is None and self.semantic is None:
+            return flight
+        return await self._far(flight, lead)
+
+    async def _far(self, flight: Flight, lead: Lead[Answer]) -> Hit | Flight:
+        """The tiers that are waited for. Whatever ends this early passes the lead on."""
+        scope = flight.scope
+        try:
+            if self.redis is not None:
+                began = self._clock()
+                found = await self.redis.get(scope)
+                self._seconds["redis"].observe(self._clock() - began)
+                if found is not None:
+                    self.memory.put(scope, *found)
+                    return self._landed("redis", flight, lead, found[0])
+                self._misses["redis"].inc()
+            if self.semantic is not None and question_of(scope.request) is not None:
+                began = self._clock()
+                near = await self.semantic.find(scope)
+                self._seconds["semantic"].observe(self._clock() - began)
+                flight.vector = near.vector
+                if near.answer is not None and not near.verify:
+                    return self._landed("semantic", flight, lead, near.answer)
+                flight.rival = near.answer
+                self._misses["semantic"].inc()
+        except BaseException:
+            flight.fail()
+            raise
+        return flight
+
+    async def purge(self, *, release: str | None = None, model: str | None = None) -> int:
+        """Forget, in every tier and every worker that shares Redis, what a release (or target) or
+        a logical model answered; neither: everything. How many answers that were; raises what a
+        store raises that does not answer."""
+        count = await self.memory.purge(release, model)
+        if self.redis:
+            count += await self.redis.purge(release, model)
+        if self.semantic:
+            count += await self.semantic.purge(release, model)
+        return count
+
+    # -- what a flight ends with ------------------------------------------------------------------
+
+    def landed(self, flight: Flight, lead: Lead[Answer] | None, answer: Answer) -> bool:
+        scope, exact = flight.scope, self.config.exact
+        if scope.bypass:
+            return False
+        why = refusal(scope, answer, exact.max_entry_bytes)
+        if why:
+            self._metrics.cache_refused.labels(why).inc()
+            if len(self._solo) >= MAX_SOLO:
+                self._solo.clear()
+            self._solo[scope.key] = self._clock() + SOLO_SECONDS
+            if lead is not None:
+                self._flights.scatter(lead)
+            return False
+        self._solo.pop(scope.key, None)
+        self.memory.put(scope, answer, exact.ttl_seconds)
+        self._metrics.cache_stored.labels("memory").inc()
+        if lead is not None:
+            self._flights.land(lead, answer)
+        if self.redis is not None:
+            self.redis.put(scope, answer, exact.ttl_seconds)
+            self._metrics.cache_stored.labels("redis").inc()
+        if self.semantic is not None and flight.vector is not None:
+            self.semantic.put(scope, flight.vector, answer, flight.rival)
+        return True
+
+    def failed(self, lead: Lead[Answer] | None) -> None:
+        if lead is not None:
+            self._flights.fail(lead)
+
+    def _landed(self, tier: Tier, flight: Flight, lead: Lead[Answer], answer: Answer) -> Hit:
+        flight.open = False
+        self._flights.land(lead, answer)
+        return self._hit(tier, answer)
+
+    def _hit(self, tier: Tier, answer: Answer) -> Hit:
+        self._hits[tier].inc()
+        self._metrics.cache_saved.labels("prompt").inc(answer.prompt_tokens)
+        self._metrics.cache_saved.labels("completion").inc(answer.completion_tokens)
+        return Hit(tier, answer)

@@ -1,0 +1,166 @@
+"""Answers of plain models: what a client asked goes to a candidate, and what comes goes back.
+
+Bytes are relayed as the upstream sent them, unless a guard has to hold text back or change it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+
+from serving.gateway import plain_request
+from serving.gateway.api_request import ApiRequest
+from serving.gateway.envelope import ApiError
+from serving.gateway.exchange import Exchange
+from serving.gateway.guards.chunks import ChunkGuard, guard_body
+from serving.gateway.limits.tokens import estimate, most_tokens
+from serving.gateway.reply import Reply
+from serving.gateway.routing.router import Route
+from serving.gateway.services import Configured, Services
+from serving.gateway.sse import Frames, MalformedStream, encode
+from serving.gateway.upstream import UpstreamResponse
+
+
+async def answer(
+    services: Services,
+    route: Route,
+    given: dict[str, Any],
+    exchange: Exchange,
+    reply: Reply,
+    trace: dict[str, str],
+) -> None:
+    """Answer one request. Raises ApiError; after the first byte, the stream has begun."""
+    now, principal = services.now, exchange.principal
+    assert principal is not None
+    request = plain_request.parse(exchange.kind, route.name, given)
+    exchange.stream = request.stream
+    request.session = exchange.session = exchange.session or request.session
+    limits, counter = now.config.limits, now.counters[route.name]
+    prompt = await counter.count(request, limits.max_prompt_tokens(principal))
+    most = most_tokens(request, prompt, now.config.requests.max_tokens)
+    lease = await services.limiter.reserve(
+        principal,
+        tokens=most,
+        cost=now.dearest[route.name].of(prompt, most - prompt),
+        session=request.session,
+    )
+    with lease:
+        exchange.limits(lease)
+        policy = principal.key.guard or now.config.guard
+        verdict = await now.guards.check_input(policy, request, exchange.response_id)
+        exchange.judged(verdict)
+        if verdict.error is not None:
+            raise verdict.error
+        exchange.prompt_tokens = prompt
+        response = await services.router.open(
+            route,
+            request,
+            tenant=principal.tenant,
+            request_id=exchange.response_id,
+            headers=trace,
+            want_text=request.stream and now.guards.reads_output(policy),
+        )
+        exchange.provider, exchange.attempts = response.endpoint.provider, response.attempts
+        exchange.tier = response.tier
+        try:
+            async with response:
+                if request.stream:
+                    await _relay(now, policy, request, response, exchange, reply)
+                else:
+                    await _whole(now, policy, request, response, exchange, reply)
+        finally:
+            _settle(now, request, response, exchange)
+            used = (exchange.prompt_tokens or 0) + (exchange.completion_tokens or 0)
+            lease.settle(tokens=used, cost=exchange.cost)
+
+
+async def _relay(
+    now: Configured,
+    policy: str,
+    request: ApiRequest,
+    response: UpstreamResponse,
+    exchange: Exchange,
+    reply: Reply,
+) -> None:
+    """Events to the client as they come."""
+    scan = response.scan
+    probe = now.guards.stream(policy, request)
+    changes = probe is not None and probe.changes
+    guard = ChunkGuard(lambda: now.guards.stream(policy, request)) if changes else None
+    frames = Frames()
+    async for data in response.chunks():
+        if exchange.ttft_ms is None and scan.text_events:
+            exchange.first_text()
+        out = data if guard is None else _guarded(frames, guard, data)
+        if out:
+            await reply.frame(out)
+    await reply.end()
+    if guard is not None:
+        for verdict in guard.verdicts():
+            exchange.judged(verdict)
+    elif probe is not None:
+        probe.feed("".join(scan.texts))
+        probe.close()
+    if probe is not None or now.guards.reads_output(policy):
+        seen = probe if guard is None else guard.guard()
+        text = "".join(scan.texts)
+        exchange.judged(now.guards.after_stream(policy, seen, text, request, exchange.response_id))
+
+
+def _guarded(frames: Frames, guard: ChunkGuard, data: bytes) -> bytes:
+    """The events of one read as they may go out."""
+    out: list[bytes] = []
+    try:
+        for frame in frames.feed(data):
+            if not frame.data or frame.done:
+                out.append(frame.raw)
+            else:
+                out += map(encode, guard.through(frame.json()))
+    except MalformedStream as error:
+        raise ApiError("engine_malformed_stream", f"The engine's stream: {error}.") from None
+    return b"".join(out)
+
+
+async def _whole(
+    now: Configured,
+    policy: str,
+    request: ApiRequest,
+    response: UpstreamResponse,
+    exchange: Exchange,
+    reply: Reply,
+) -> None:
+    """The answer in one piece."""
+    data = response.body
+    if request.kind != "embeddings" and now.guards.reads_output(policy):
+        try:
+            body = orjson.loads(data)
+        except orjson.JSONDecodeError:
+            raise ApiError("engine_malformed_stream", "The engine's answer is not JSON.") from None
+        verdicts = await guard_body(
+            now.guards, policy, body, request, response_id=exchange.response_id
+        )
+        for verdict in verdicts:
+            exchange.judged(verdict)
+        if any(verdict.action == "redact" for verdict in verdicts):
+            data = orjson.dumps(body)
+    await reply.whole(200, data)
+
+
+def _settle(
+    now: Configured, request: ApiRequest, response: UpstreamResponse, exchange: Exchange
+) -> None:
+    """What was really used: the upstream's own count where it gave one."""
+    usage = response.usage
+    exchange.usage(usage)
+    if request.kind != "embeddings" and exchange.completion_tokens is None:
+        exchange.tokens_estimated = True
+        exchange.completion_tokens = (
+            response.scan.completion_tokens()[0]
+            if request.stream
+            else -(-len(response.body) // 4)  # a quarter of its bytes, as for streams
+        )
+    if exchange.prompt_tokens is None:
+        exchange.prompt_tokens = estimate(request)
+    price = now.price(response.price)
+    exchange.cost = price.of(exchange.prompt_tokens, exchange.completion_tokens or 0)

@@ -1,0 +1,1 @@
+"""Which upstream answers: choice, retries, failover and circuit breaking. See docs/routing.md."""

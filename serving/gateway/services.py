@@ -1,0 +1,65 @@
+"""What the handlers of one gateway work with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from serving.gateway.auth import Authenticator
+from serving.gateway.config import GatewayConfig, Price
+from serving.gateway.engine import EngineClient
+from serving.gateway.guards.run import Guards
+from serving.gateway.limits import Limiter
+from serving.gateway.limits.tokens import TokenCounter, Tokenizers
+from serving.gateway.live import LiveRelease
+from serving.gateway.metrics import Metrics
+from serving.gateway.request_log import RequestLog
+from serving.gateway.retrieval import Retriever
+from serving.gateway.routing.router import Router
+
+
+@dataclass(frozen=True)
+class Configured:
+    """Everything that follows from the configuration file and is swapped with it at once."""
+
+    config: GatewayConfig
+    guards: Guards
+    counters: dict[str, TokenCounter]  # by logical model
+    dearest: dict[str, Price]  # by logical model: what is reserved before a candidate is chosen
+
+    def price(self, name: str | None) -> Price:
+        """A candidate's price; without one it costs nothing."""
+        return self.config.prices.get(name or "", FREE)
+
+
+FREE = Price()
+
+
+@dataclass
+class Services:
+    """The parts that live as long as the process, and ``now``, which a reload replaces."""
+
+    live: LiveRelease
+    engine: EngineClient
+    router: Router
+    retriever: Retriever
+    authenticator: Authenticator
+    limiter: Limiter
+    tokenizers: Tokenizers
+    request_log: RequestLog
+    metrics: Metrics
+    now: Configured
+    in_flight: int = 0
+    draining: Callable[[], bool] = field(default=lambda: False)
+
+
+def dearest(config: GatewayConfig) -> dict[str, Price]:
+    """The highest price among each model's candidates."""
+    found = {}
+    for model in config.routing.models:
+        prices = [config.prices[c.price] for c in model.candidates if c.price is not None]
+        found[model.name] = Price(
+            input=max((price.input for price in prices), default=0.0),
+            output=max((price.output for price in prices), default=0.0),
+        )
+    return found
