@@ -91,6 +91,7 @@ class Gateway:
             request_log=RequestLog(settings.requests_dir, metrics),
             metrics=metrics,
             now=self._configured(config, tokenizers),
+            salt=keys.pepper,
         )
         self.live = self.services.live
         self.health = Health(self.live, self.services.engine, metrics, health_every)

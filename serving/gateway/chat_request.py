@@ -1,7 +1,8 @@
 """What a client may ask of a release: a strict reading of a chat request's JSON object.
 
 In: the object. Out: a ChatRequest, or an ApiError that names the field. The last user message is
-the question; system prompts and templates of clients are not used: the release has its own. Sampling is an allow-list. What would change the meaning of an answer and is not supported (tools,
+the question; system prompts and templates of clients are not used, because the release has its own.
+Sampling is an allow-list. What would change the meaning of an answer and is not supported (tools,
 n > 1, JSON output) is refused; everything else is dropped and never reaches the engine, engine
 internals such as ``priority`` or ``cache_salt`` among it.
 """

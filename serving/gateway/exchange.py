@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from hashlib import blake2b
 from typing import Any
 
 from contracts.records import Passage, RequestRecord
@@ -104,30 +105,33 @@ class Exchange:
             if isinstance(value, int):
                 setattr(self, name, value)
 
-    def finish(self, metrics: Metrics) -> RequestRecord:
-        """Count what happened; return the record."""
+    def finish(self, metrics: Metrics, salt: bytes) -> RequestRecord:
+        """Count what happened; return the record. ``salt`` keys the hash of the session's name."""
         text = self.text
-        if not self.refused_by and self.error is None and rag.is_refusal(text):
-            self.refused_by = "model"
-        unknown = rag.unresolved(text, self.passages)
-        record = self._record(text)
-        metrics.requests.labels(
-            self.error.code if self.error else "ok", record.status, str(self.stream).lower()
-        ).inc()
+        if self.live is not None:
+            self._finish_release(text, metrics)
+        code = self.error.code if self.error else "ok"
+        record = self._record(text, salt)
+        metrics.requests.labels(code, record.status, str(self.stream).lower()).inc()
         metrics.latency.labels(str(self.stream).lower()).observe(record.latency_ms / 1000)
-        metrics.unknown_citations.inc(len(unknown))
         if self.ttft_ms is not None:
             metrics.ttft.observe(self.ttft_ms / 1000)
-        if self.refused_by:
-            metrics.refusals.labels(self.refused_by).inc()
-        if self.error and self.error.code.startswith("engine_"):
-            metrics.engine_errors.labels(self.error.code).inc()
+        if code.startswith("engine_"):
+            metrics.engine_errors.labels(code).inc()
         metrics.tokens.labels("prompt").inc(self.prompt_tokens or 0)
         metrics.tokens.labels("completion").inc(self.completion_tokens or 0)
         return record
 
-    def _record(self, text: str) -> RequestRecord:
-        live = self.live
+    def _finish_release(self, text: str, metrics: Metrics) -> None:
+        """What only answers from documents have."""
+        if not self.refused_by and self.error is None and rag.is_refusal(text):
+            self.refused_by = "model"
+        if self.refused_by:
+            metrics.refusals.labels(self.refused_by).inc()
+        metrics.unknown_citations.inc(len(rag.unresolved(text, self.passages)))
+
+    def _record(self, text: str, salt: bytes) -> RequestRecord:
+        live, who = self.live, self.principal
         return RequestRecord(
             response_id=self.response_id,
             time=self.arrived.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
@@ -149,7 +153,27 @@ class Exchange:
             ttft_ms=self.ttft_ms,
             latency_ms=self._elapsed_ms(),
             retrieval_ms=self.retrieval_ms,
+            kind=self.kind,
+            asked_model=self.model,
+            tenant=who.tenant if who else "",
+            key_id=who.key_id if who else "",
+            feature=self.feature,
+            session=_hashed(self.session, salt),
+            provider=self.provider,
+            tier=self.tier,
+            cost=self.cost,
+            cached=self.cached,
+            tokens_estimated=self.tokens_estimated,
+            attempts=self.attempts,
+            guard=self.guard,
         )
 
     def _elapsed_ms(self) -> float:
         return round((time.perf_counter() - self.clock) * 1000, 3)
+
+
+def _hashed(session: str, salt: bytes) -> str:
+    """A session's name may be a person's."""
+    if not session:
+        return ""
+    return blake2b(session.encode("utf-8", "replace"), key=salt[:64], digest_size=12).hexdigest()

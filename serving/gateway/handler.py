@@ -47,7 +47,7 @@ class Handler:
             await self._told(scope, receive, exchange, reply)
         finally:
             services.in_flight -= 1
-            services.request_log.offer(exchange.finish(services.metrics))
+            services.request_log.offer(exchange.finish(services.metrics, services.salt))
 
     async def _told(self, scope: Scope, receive: Receive, exchange: Exchange, reply: Reply) -> None:
         """Work until done or the client is gone; every failure ends in one error, told once."""

@@ -5,6 +5,7 @@ Bytes are relayed as the upstream sent them, unless a guard has to hold text bac
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import orjson
@@ -52,15 +53,23 @@ async def answer(
         exchange.judged(verdict)
         if verdict.error is not None:
             raise verdict.error
+        try:
+            response = await services.router.open(
+                route,
+                request,
+                tenant=principal.tenant,
+                request_id=exchange.response_id,
+                headers=trace,
+                want_text=request.stream and now.guards.reads_output(policy),
+            )
+        except asyncio.CancelledError:
+            # The client left while an engine worked: its prompt was read, and nobody says how far
+            # the answer came.
+            exchange.prompt_tokens, exchange.tokens_estimated = prompt, True
+            exchange.cost = now.dearest[route.name].of(prompt, 0)
+            lease.settle(tokens=prompt, cost=exchange.cost)
+            raise
         exchange.prompt_tokens = prompt
-        response = await services.router.open(
-            route,
-            request,
-            tenant=principal.tenant,
-            request_id=exchange.response_id,
-            headers=trace,
-            want_text=request.stream and now.guards.reads_output(policy),
-        )
         exchange.provider, exchange.attempts = response.endpoint.provider, response.attempts
         exchange.tier = response.tier
         try:

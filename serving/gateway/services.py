@@ -49,6 +49,7 @@ class Services:
     request_log: RequestLog
     metrics: Metrics
     now: Configured
+    salt: bytes  # secret, the same for all workers: keys hashes of what clients name
     in_flight: int = 0
     draining: Callable[[], bool] = field(default=lambda: False)
 
