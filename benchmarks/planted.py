@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import random
+import re
 import string
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +17,9 @@ from functools import cache
 from importlib.metadata import distributions
 
 PIECE = 2000  # characters of a text
+
+
+CONTROL = re.compile(r"[\x00-\x08\x0b\x0e-\x1f\x7f-\x9f]")
 
 
 @dataclass(frozen=True)
@@ -27,7 +31,9 @@ class Case:
 
 @cache
 def prose() -> tuple[str, ...]:
-    """Pieces of about 2,000 characters of every installed package's description."""
+    """Pieces of about 2,000 characters of every installed package's description that are prose:
+    mostly letters. Descriptions hold rulers, tables of blanks and control characters as well, which
+    are the very defects that are planted."""
     texts = {
         str(item.metadata["Name"]).lower(): (item.read_text("METADATA") or "").partition("\n\n")[2]
         for item in distributions()
@@ -35,7 +41,9 @@ def prose() -> tuple[str, ...]:
     pieces = []
     for _, text in sorted(texts.items()):
         for start in range(0, len(text) - PIECE // 2, PIECE):
-            pieces.append(text[start : start + PIECE])
+            piece = text[start : start + PIECE]
+            if 2 * sum(map(str.isalpha, piece)) >= len(piece) and not CONTROL.search(piece):
+                pieces.append(piece)
     return tuple(dict.fromkeys(pieces))
 
 
