@@ -101,7 +101,7 @@ def measure(
             share = recall(index, vectors, asked)
             lines, ok = [], True
             for mode in ("dense", "sparse", "fused"):
-                how = Search(mode=mode, ef=params.search.ef)  # type: ignore[arg-type]
+                how = Search(mode=mode, ef=params.search.ef)
                 ours = p50(
                     lambda n, how=how: index.search(  # type: ignore[misc]
                         asked[n], K, text=questions[n], search=how

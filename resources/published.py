@@ -29,7 +29,7 @@ from contracts.errors import InputError, NotFoundError, QualityError
 from contracts.params import Params
 from contracts.settings import Settings
 from resources.index import MANIFEST, documents, open_index, read_manifest, server
-from resources.index.edge import copy_sparse
+from resources.index.files import copy_sparse
 from resources.versions import Store, summary, sync_folder
 
 RECALL = "recall_at_10"  # against exact search, in the manifest

@@ -11,16 +11,15 @@ import fcntl
 import os
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 from contracts.errors import NotFoundError, RatchetError
-from contracts.params import Search
 from contracts.records import Chunk, Filter
 from contracts.settings import Settings
-from resources.index import MANIFEST, Hit, VectorIndex, documents, hide, open_index, server
+from resources.index import MANIFEST, Asked, Hit, VectorIndex, documents, hide, open_index, server
 from resources.versions import Store
 
 if TYPE_CHECKING:
@@ -83,23 +82,16 @@ class PublishedIndex:
         """Chunks of the published version, those of deleted documents included."""
         return self._look().index.count
 
-    def search(
-        self,
-        vector: np.ndarray,
-        k: int,
-        exact: bool | None = None,
-        *,
-        text: str | None = None,
-        search: Search | None = None,
-        only: Filter | None = None,
-    ) -> list[Hit]:
+    def search(self, vector: np.ndarray, k: int, **asked: Unpack[Asked]) -> list[Hit]:
         view = self._look()
-        only = view.only if only is None else hide(only, view.hidden)
-        return view.index.search(vector, k, exact, text=text, search=search, only=only)
+        only = asked.get("only")
+        asked["only"] = view.only if only is None else hide(only, view.hidden)
+        return view.index.search(vector, k, **asked)
 
-    def chunks(self) -> Iterator[Chunk]:
+    def chunks(self, documents: Collection[str] | None = None) -> Iterator[Chunk]:
         view = self._look()
-        return (chunk for chunk in view.index.chunks() if chunk.doc_id not in view.hidden)
+        found = view.index.chunks(documents)
+        return (chunk for chunk in found if chunk.doc_id not in view.hidden)
 
     def close(self) -> None:
         """A search that is under way ends in peace."""

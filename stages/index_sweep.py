@@ -153,10 +153,10 @@ def ask(
     k = min(K, index.count)
     shares, times = [], []
     for query in queries[:5]:
-        index.search(query, k, ef is None, search=search)  # pages come in
+        index.search(query, k, exact=ef is None, search=search)  # pages come in
     for query, bound in zip(queries, bounds, strict=True):
         clock = time.perf_counter()
-        hits = index.search(query, k, ef is None, search=search)
+        hits = index.search(query, k, exact=ef is None, search=search)
         times.append((time.perf_counter() - clock) * 1000)
         shares.append(sum(hit.score >= bound for hit in hits) / k)
     p50, p95 = np.percentile(times, [50, 95])

@@ -210,7 +210,8 @@ def ask(
     ``vectors`` are the questions', float32, (len(questions), dimension). Raises InputError when a
     question's section is not indexed.
     """
-    relevant = relevant_chunks(questions, list(index.chunks()), folders)
+    wanted = {name for item in questions for name in document_ids(item, folders)}
+    relevant = relevant_chunks(questions, list(index.chunks(wanted)), folders)
     found: Arms = {split: {name: [] for name in arms} for split in SPLITS}
     for item, vector in zip(questions, vectors, strict=True):
         right = relevant.get(item.id, [])
@@ -228,6 +229,18 @@ def ask(
                 )
             )
     return found
+
+
+def document_ids(item: Question, folders: Mapping[str, str]) -> list[str]:
+    """The doc_ids that the question's document may have (see ``in_document``)."""
+    if item.document is None:
+        return []
+    places = {**folders, item.document.split("/")[0]: item.document.split("/")[0]}
+    return [
+        f"{source}:{item.document.removeprefix(f'{folder}/')}"
+        for source, folder in places.items()
+        if item.document.startswith(f"{folder}/")
+    ]
 
 
 def relevant_chunks(

@@ -19,13 +19,24 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, Any]], schema: pa.Schema)
     write_table(path, pa.Table.from_pylist([dict(row) for row in rows], schema=schema))
 
 
-def write_table(path: Path, table: pa.Table) -> None:
-    """Write a table; its bytes depend on nothing but its content and pyarrow's version."""
+def write_table(path: Path, table: pa.Table, *, raw: Sequence[str] = ()) -> None:
+    """Write a table; its bytes depend on nothing but its content and pyarrow's version.
+
+    ``raw`` columns are neither compressed nor looked through for repetitions: of embeddings that
+    saves 8 % of the bytes and costs five times the seconds.
+    """
     import pyarrow.parquet as pq
 
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
-    pq.write_table(table, part, compression="zstd", write_statistics=False)
+    rest = [name for name in table.column_names if name not in raw]
+    pq.write_table(
+        table,
+        part,
+        compression={name: "none" if name in raw else "zstd" for name in table.column_names},
+        use_dictionary=rest if raw else True,
+        write_statistics=False,
+    )
     part.replace(path)
 
 
@@ -38,7 +49,9 @@ def read_table(path: Path, columns: Sequence[str]) -> pa.Table:
         schema = pq.read_schema(path)
         lacking = [name for name in columns if name not in schema.names]
         if not lacking:
-            return pq.read_table(path, columns=list(columns))
+            # read_table() would import pyarrow.dataset and pandas: 0.3 CPU seconds a stage.
+            with pq.ParquetFile(path) as file:
+                return file.read(columns=list(columns))
     except FileNotFoundError:
         raise InputError(
             "An input of this stage does not exist.", where=str(path), next="dvc repro"

@@ -124,15 +124,23 @@ def progress_lines(started: float, every: float = 5.0) -> Any:
 
 
 def write_vectors(path: Path, chunks: pa.Table, vectors: np.ndarray, model: dict[str, Any]) -> None:
-    """Write (chunk_id, text_sha, vector) with the model's description."""
+    """Write (chunk_id, text_sha, vector) with the model's description.
+
+    A vector is its float32 numbers, little-endian, as bytes of one width: Parquet's lists cost 1.3
+    CPU seconds to read for 96,000 vectors, these 0.03.
+    """
+    import numpy as np
     import pyarrow as pa
 
-    values = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1])
+    data = np.ascontiguousarray(vectors, dtype="<f4")
+    values = pa.FixedSizeBinaryArray.from_buffers(
+        pa.binary(4 * data.shape[1]), len(data), [None, pa.py_buffer(data)]
+    )
     table = pa.table(
         {"chunk_id": chunks["chunk_id"], "text_sha": chunks["text_sha"], "vector": values}
     )
     metadata = {MODEL_KEY: json.dumps(model, sort_keys=True).encode()}
-    write_table(path, table.replace_schema_metadata(metadata))
+    write_table(path, table.replace_schema_metadata(metadata), raw=["vector"])
 
 
 def read_vectors(path: Path) -> tuple[list[str], np.ndarray, dict[str, Any]]:
@@ -140,17 +148,26 @@ def read_vectors(path: Path) -> tuple[list[str], np.ndarray, dict[str, Any]]:
 
     Raises InputError when the file is no output of this stage.
     """
+    import numpy as np
+    import pyarrow as pa
+
     table = read_table(path, ["chunk_id", "vector"])
     metadata = table.schema.metadata or {}
-    if MODEL_KEY not in metadata:
+    if MODEL_KEY not in metadata or not pa.types.is_fixed_size_binary(table["vector"].type):
         raise InputError(
-            "These vectors do not say which model made them.",
+            "These vectors do not say which model made them, or are of an older form.",
             where=str(path),
             next="run the stage vectors again",
         )
     model: dict[str, Any] = json.loads(metadata[MODEL_KEY])
-    column = table["vector"].combine_chunks()
-    vectors = column.flatten().to_numpy(zero_copy_only=False).reshape(len(table), -1)
+    width = table["vector"].type.byte_width // 4
+    parts = [
+        np.frombuffer(part.buffers()[1], "<f4").reshape(-1, width)[
+            part.offset : part.offset + len(part)
+        ]
+        for part in table["vector"].chunks
+    ]
+    vectors = np.concatenate(parts) if parts else np.empty((0, width), np.float32)
     return table["chunk_id"].to_pylist(), vectors, model
 
 

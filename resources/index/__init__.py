@@ -6,15 +6,19 @@ One interface (:class:`VectorIndex`), two engines: a qdrant-edge directory searc
 
 from __future__ import annotations
 
-from resources.index.edge import EdgeIndex, build_index, open_index
+from resources.index.build import build_index
+from resources.index.edge import EdgeIndex, open_index
 from resources.index.filters import hide
 from resources.index.manifest import MANIFEST, certify, content_id, documents, read_manifest
-from resources.index.search import Hit, VectorIndex
+from resources.index.search import Asked, Hit, VectorIndex
+from resources.index.shards import ShardCache
 
 __all__ = [
     "MANIFEST",
+    "Asked",
     "EdgeIndex",
     "Hit",
+    "ShardCache",
     "VectorIndex",
     "build_index",
     "certify",

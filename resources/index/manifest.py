@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,17 +18,24 @@ if TYPE_CHECKING:
 FORMAT = 2
 MANIFEST = "manifest.json"
 DOCUMENTS = "documents.json"  # the sorted doc_ids of all chunks
+ORDER = "order.bin"  # the engine's ids (uint32) by chunk id; absent where they are 0, 1, 2 …
 REBUILD = "build it again: dvc repro index (or dvc pull index)"
 
 
-def content_id(
-    rows: Sequence[Mapping[str, Any]], vectors: np.ndarray, recipe: dict[str, Any]
-) -> str:
-    """SHA-256 of what the index holds and how it was to be built, whatever the engine's files."""
+def row_bytes(row: Mapping[str, Any]) -> bytes:
+    """The values of a row as they go into its digests."""
+    return json.dumps(list(row.values()), ensure_ascii=False).encode()
+
+
+def content_id(lines: Iterable[bytes], vectors: np.ndarray, recipe: dict[str, Any]) -> str:
+    """SHA-256 of what the index holds and how it was to be built, whatever the engine's files.
+
+    ``lines`` are the :func:`row_bytes` of its rows, ``vectors`` theirs.
+    """
     digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode())
-    for row in rows:
-        digest.update(json.dumps(list(row.values()), ensure_ascii=False).encode())
-    digest.update(vectors.astype("<f4", copy=False).tobytes())
+    for line in lines:
+        digest.update(line)
+    digest.update(vectors.astype("<f4", order="C", copy=False).data.cast("B"))
     return digest.hexdigest()
 
 

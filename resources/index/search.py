@@ -10,9 +10,9 @@ from 0, puts the weight into the rank, and breaks ties of BM25 as its segments h
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Protocol, TypedDict, Unpack
 
 from contracts.errors import ConfigError
 from contracts.params import Search
@@ -54,6 +54,30 @@ class Point:
     payload: dict[str, Any] | None = None
 
 
+@dataclass(frozen=True)
+class Lookup:
+    """What an engine is asked for: the best points by vector (cosine) or by words (BM25)."""
+
+    limit: int
+    vector: list[float] = field(default_factory=list)
+    words: tuple[list[int], list[float]] | None = None  # token hashes and weights
+    only: Filter | None = None
+    exact: bool = True  # every float32 vector is scanned
+    ef: int | None = None  # of a graph
+    ids: Sequence[int] | None = None  # those points and no others; ``only`` does not count
+    payload: bool = False  # whether it comes along
+
+
+class Asked(TypedDict, total=False):
+    """How to search; what is missing or None is as the index was built and published."""
+
+    #: True scans every float32 vector, False lets the engine use its graph or int8 copies.
+    exact: bool | None
+    text: str | None  # the question, for sparse and fused search
+    search: Search | None  # mode and weights; params.yaml: index.search
+    only: Filter | None  # which chunks may come back; the engine looks at no others
+
+
 class VectorIndex(Protocol):
     """What retrieval needs of an engine."""
 
@@ -65,34 +89,20 @@ class VectorIndex(Protocol):
     def count(self) -> int:
         """Chunks in the index."""
 
-    def search(
-        self,
-        vector: np.ndarray,
-        k: int,
-        exact: bool | None = None,
-        *,
-        text: str | None = None,
-        search: Search | None = None,
-        only: Filter | None = None,
-    ) -> list[Hit]:
+    def search(self, vector: np.ndarray, k: int, **asked: Unpack[Asked]) -> list[Hit]:
         """The ``k`` best chunks, best first; ties by chunk id.
 
         Args:
             vector: float32, (dimension,), length 1.
             k: at least 1; fewer come back from a smaller index.
-            exact: True scans every float32 vector, False lets the engine use what it has (graph or
-                int8 copies), None does what the index was built for.
-            text: the question, for sparse and fused search.
-            search: mode and weights; None is what the index was published with
-                (params.yaml: index.search).
-            only: which chunks may come back; the engine looks at no others.
+            asked: what else is asked for, see :class:`Asked`.
 
         Raises:
             ConfigError: sparse or fused search without ``text``.
         """
 
-    def chunks(self) -> Iterator[Chunk]:
-        """Every chunk, by chunk id."""
+    def chunks(self, documents: Collection[str] | None = None) -> Iterator[Chunk]:
+        """Every chunk, by chunk id; with ``documents`` those of these doc_ids alone."""
 
     def close(self) -> None:
         """Give the files back. Searching afterwards is an error."""
@@ -107,66 +117,46 @@ class PointIndex(ABC):
     def count(self) -> int:
         return int(self.manifest["count"])
 
-    def search(
-        self,
-        vector: np.ndarray,
-        k: int,
-        exact: bool | None = None,
-        *,
-        text: str | None = None,
-        search: Search | None = None,
-        only: Filter | None = None,
-    ) -> list[Hit]:
-        how = search or Search.model_validate(self.manifest["search"])
+    def search(self, vector: np.ndarray, k: int, **asked: Unpack[Asked]) -> list[Hit]:
+        how = asked.get("search") or Search.model_validate(self.manifest["search"])
+        text, only, exact = asked.get("text"), asked.get("only"), asked.get("exact")
         exact = self.manifest["exact"] if exact is None else exact
-        values = [float(value) for value in vector]
+        near = Lookup(k + TIES, [float(v) for v in vector], only=only, exact=exact, ef=how.ef)
         if how.mode == "dense":
-            near = self._nearest(values, k + TIES, exact, how.ef, only, payload=True)
-            return [_hit(point, point, point.score) for point in ordered(near)[:k]]
+            found = self._best(replace(near, payload=True), k)
+            return [_hit(point, point, point.score) for point in found]
         if text is None:
             raise ConfigError(
                 f"A {how.mode} search needs the question's text, not only its vector.",
                 where="params.yaml: index.search.mode",
                 next="give search() the argument text, or set the mode to dense",
             )
-        words = sparse.of_query(text)
+        words = Lookup(k + TIES, words=sparse.of_query(text), only=only)
         if how.mode == "sparse":
-            ranked = ordered(self._matching(*words, k + TIES, only))[:k] if words[0] else []
+            ranked = self._best(words, k)
         else:
             depth = max(how.depth, k)
-            lists = [ordered(self._nearest(values, depth + TIES, exact, how.ef, only))[:depth]]
-            found = self._matching(*words, depth + TIES, only) if words[0] else []
-            lists.append(ordered(found)[:depth])
+            lists = [self._best(replace(one, limit=depth + TIES), depth) for one in (near, words)]
             ranked = fuse(lists, how.weights, how.rrf_k)[:k]
         if not ranked:
             return []
-        known = {point.id: point for point in self._fetch([p.id for p in ranked], values)}
+        ids = [point.id for point in ranked]
+        these = Lookup(len(ids), near.vector, ids=ids, payload=True)
+        known = {point.id: point for point in self._find(these)}
         return [_hit(point, known[point.id], known[point.id].score) for point in ranked]
 
-    @abstractmethod
-    def _nearest(
-        self,
-        vector: list[float],
-        limit: int,
-        exact: bool,
-        ef: int,
-        only: Filter | None,
-        payload: bool = False,
-    ) -> list[Point]:
-        """The most alike points, scored by cosine similarity."""
+    def _best(self, lookup: Lookup, k: int) -> list[Point]:
+        """The ``k`` best, best first, ties by id; none for a question of stop words."""
+        if lookup.words is not None and not lookup.words[0]:
+            return []
+        return ordered(self._find(lookup))[:k]
 
     @abstractmethod
-    def _matching(
-        self, indices: list[int], values: list[float], limit: int, only: Filter | None
-    ) -> list[Point]:
-        """The points that share words with the query, scored by BM25."""
+    def _find(self, lookup: Lookup) -> list[Point]:
+        """What the engine finds, in any order."""
 
     @abstractmethod
-    def _fetch(self, ids: list[int], vector: list[float]) -> list[Point]:
-        """Those points with payload, scored by cosine similarity, in any order."""
-
-    @abstractmethod
-    def chunks(self) -> Iterator[Chunk]: ...
+    def chunks(self, documents: Collection[str] | None = None) -> Iterator[Chunk]: ...
 
     @abstractmethod
     def close(self) -> None: ...

@@ -10,7 +10,7 @@ the rest. Errors that pass (429, 5xx, no connection) are waited out with growing
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any
 
@@ -19,7 +19,7 @@ from contracts.records import Chunk, Filter
 from contracts.settings import Settings
 from resources.index.edge import EdgeIndex
 from resources.index.filters import FIELDS, clauses
-from resources.index.search import DENSE, OVERSAMPLING, WORDS, Point, PointIndex
+from resources.index.search import DENSE, OVERSAMPLING, WORDS, Lookup, Point, PointIndex
 
 ALIAS = "ratchet"
 BATCH = 500  # points a request: 500 x 384 float32 are about 4 MB of JSON
@@ -89,56 +89,59 @@ class ServerIndex(PointIndex):
             )
         self.manifest = held["manifest"]
 
-    def _nearest(
-        self,
-        vector: list[float],
-        limit: int,
-        exact: bool,
-        ef: int,
-        only: Filter | None,
-        payload: bool = False,
-    ) -> list[Point]:
+    def _find(self, lookup: Lookup) -> list[Point]:
         from qdrant_client import models
 
-        again = models.QuantizationSearchParams(rescore=True, oversampling=OVERSAMPLING)
-        params = models.SearchParams(exact=exact, hnsw_ef=ef, quantization=again)
-        return self._ask(vector, DENSE, limit, _filter(only), params, payload)
-
-    def _matching(
-        self, indices: list[int], values: list[float], limit: int, only: Filter | None
-    ) -> list[Point]:
-        from qdrant_client import models
-
-        words = models.SparseVector(indices=indices, values=values)
-        return self._ask(words, WORDS, limit, _filter(only), None, False)
-
-    def _fetch(self, ids: list[int], vector: list[float]) -> list[Point]:
-        from qdrant_client import models
-
-        these = models.Filter(must=[models.HasIdCondition(has_id=list(ids))])
-        return self._ask(vector, DENSE, len(ids), these, models.SearchParams(exact=True), True)
-
-    def _ask(
-        self, query: Any, using: str, limit: int, only: Any, params: Any, payload: bool
-    ) -> list[Point]:
+        if lookup.words is not None:
+            indices, values = lookup.words
+            query: Any = models.SparseVector(indices=indices, values=values)
+            using, params = WORDS, None
+        else:
+            again = models.QuantizationSearchParams(rescore=True, oversampling=OVERSAMPLING)
+            query, using = lookup.vector, DENSE
+            params = models.SearchParams(exact=lookup.exact, hnsw_ef=lookup.ef, quantization=again)
+        if lookup.ids is None:
+            only = _filter(lookup.only)
+        else:
+            only = models.Filter(must=[models.HasIdCondition(has_id=list(lookup.ids))])
         found = retrying(
             self._client.query_points,
             self.collection,
             query=query,
             using=using,
-            limit=limit,
+            limit=lookup.limit,
             query_filter=only,
             search_params=params,
-            with_payload=payload,
+            with_payload=lookup.payload,
         )
         return [Point(int(item.id), float(item.score), item.payload) for item in found.points]
 
-    def chunks(self) -> Iterator[Chunk]:
+    def chunks(self, documents: Collection[str] | None = None) -> Iterator[Chunk]:
+        if documents is not None:
+            yield from self._of(documents)
+            return
         for start in range(0, self.count, 1000):
             ids = list(range(start, min(start + 1000, self.count)))
             found = retrying(self._client.retrieve, self.collection, ids)
             for point in sorted(found, key=lambda item: int(item.id)):
                 yield Chunk.model_validate(point.payload)
+
+    def _of(self, documents: Collection[str]) -> list[Chunk]:
+        from qdrant_client import models
+
+        theirs = models.MatchAny(any=sorted(documents))
+        only = models.Filter(must=[models.FieldCondition(key="doc_id", match=theirs)])
+        points: list[Any] = []
+        offset: Any = None
+        while not points or offset is not None:
+            found, offset = retrying(
+                self._client.scroll, self.collection, only, limit=1000, offset=offset
+            )
+            if not found:
+                break
+            points += found
+        points.sort(key=lambda point: int(point.id))
+        return [Chunk.model_validate(point.payload) for point in points]
 
     def close(self) -> None:
         """The client belongs to whoever made it."""

@@ -51,10 +51,10 @@ def main(argv: list[str] | None = None) -> int:
         settings = Settings.from_env()
         port = settings.gateway_port if given.port is None else given.port
         sock = listen(given.host or settings.host, port)
+        serve(settings, sock, given.channel, given.drain_timeout)
     except RatchetError as error:
         print(f"gateway: {error}", file=sys.stderr, flush=True)
         return error.exit_code
-    serve(settings, sock, given.channel, given.drain_timeout)
     return 0
 
 
@@ -64,8 +64,8 @@ def serve(settings: Settings, sock: socket.socket, channel: str, drain: int) -> 
 
     from serving.gateway.app import Gateway, create_app
 
-    gateway = Gateway(settings, channel=channel)
     host, port = sock.getsockname()[:2]
+    gateway = Gateway(settings, channel=channel, host=host)
     config = uvicorn.Config(
         create_app(gateway),
         loop="uvloop",

@@ -27,7 +27,7 @@ from contracts.settings import Settings
 from resources.keys import KeyStore
 from serving.gateway.api_request import PATHS
 from serving.gateway.auth import Authenticator
-from serving.gateway.config import GatewayConfig, load
+from serving.gateway.config import GatewayConfig, load, refuse_exposed
 from serving.gateway.engine import Deadlines, EngineClient
 from serving.gateway.envelope import ApiError
 from serving.gateway.guards.run import Guards
@@ -58,6 +58,7 @@ class Gateway:
         channel: whose release is served.
         config: instead of the file that the settings name; it is then never reloaded.
         open_live, deadlines, health_every: for tests.
+        host: the address that it listens on.
         workers: processes that share the limits of this gateway.
     """
 
@@ -70,12 +71,14 @@ class Gateway:
         open_live: Opener | None = None,
         deadlines: Deadlines | None = None,
         health_every: float = 2.0,
+        host: str = "127.0.0.1",
         workers: int = 1,
     ) -> None:
-        self.settings = settings
+        self.settings, self._host = settings, host
         self._fixed = config is not None
         self._seen = _signature(settings.gateway_config)
         config = config or load(settings)
+        refuse_exposed(config, host, settings)
         self.metrics = metrics = Metrics()
         self.upstream = UpstreamClient()
         keys = KeyStore.open(settings)
@@ -133,6 +136,7 @@ class Gateway:
         services = self.services
         try:
             config = await asyncio.to_thread(load, self.settings)
+            refuse_exposed(config, self._host, self.settings)
             before = services.now
             following = await asyncio.to_thread(self._configured, config, services.tokenizers)
             await following.guards.start()

@@ -6,6 +6,8 @@ with every offender. Nothing secret stands in it: keys are named by environment 
 
 from __future__ import annotations
 
+import contextlib
+from ipaddress import ip_address
 from typing import Annotated
 
 import yaml
@@ -102,3 +104,17 @@ def load(settings: Settings) -> GatewayConfig:
             ],
             next="mend these keys; docs/gateway.md describes the file",
         ) from None
+
+
+def refuse_exposed(config: GatewayConfig, host: str, settings: Settings) -> None:
+    """Raises ConfigError for a gateway without keys on an address that other machines can reach."""
+    local = host == "localhost"
+    with contextlib.suppress(ValueError):
+        local = ip_address(host).is_loopback
+    if not local and not config.auth.required:
+        raise ConfigError(
+            f"The gateway would answer everyone who can reach {host}.",
+            where=f"auth.required in {settings.gateway_config}",
+            next="set auth.required: true and make keys with `ratchet keys create`, "
+            "or listen on 127.0.0.1",
+        )

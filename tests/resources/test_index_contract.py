@@ -179,13 +179,20 @@ def test_words_without_meaning_find_nothing_or_fall_back(index: VectorIndex) -> 
 def test_words_need_the_text(index: VectorIndex) -> None:
     for mode in ("sparse", "fused"):
         with pytest.raises(ConfigError, match="question's text"):
-            index.search(VECTORS[0], 3, search=Search(mode=mode))  # type: ignore[arg-type]
+            index.search(VECTORS[0], 3, search=Search(mode=mode))
 
 
 def test_everything_is_there_once(index: VectorIndex) -> None:
     assert index.count == len(CHUNKS)
     assert list(index.chunks()) == sorted(CHUNKS, key=lambda item: item.chunk_id)
     assert len(index.search(VECTORS[0], 1000)) == len(CHUNKS)
+
+
+def test_chunks_of_some_documents(index: VectorIndex) -> None:
+    few = ["docs:03.md", "code:11.py", "docs:nowhere.md"]
+    wanted = sorted((c for c in CHUNKS if c.doc_id in few), key=lambda item: item.chunk_id)
+    assert len(wanted) == 5 and list(index.chunks(few)) == wanted
+    assert list(index.chunks([])) == []
 
 
 def test_the_default_is_the_indexs_own(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from contracts.errors import InputError, NotFoundError, QualityError
 from contracts.settings import Settings
 from resources import published
 from resources.index import MANIFEST, open_index, read_manifest
-from resources.index.edge import copy_sparse
+from resources.index.files import copy_sparse
 from resources.published import collect, publish, rollback, tombstones, versions
 from resources.published_reader import Tombstones
 from resources.versions import Store

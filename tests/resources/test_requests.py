@@ -194,6 +194,56 @@ def test_the_queue_never_blocks_and_counts_what_it_drops(
     assert read_day(settings, DAY).num_rows == 4
 
 
+OLD = [
+    "response_id", "time", "channel", "release", "model", "prompt_version", "question", "answer",
+    "refused", "stream", "status", "error", "chunk_ids", "cited", "scores", "prompt_tokens",
+    "completion_tokens", "ttft_ms", "latency_ms", "retrieval_ms",
+]  # fmt: skip
+
+
+def test_files_and_journals_from_before_the_newer_columns_stay_readable(
+    settings: Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    home = settings.requests_dir / DAY
+    home.mkdir(parents=True)
+    rows = [record(n).model_dump() for n in (1, 2)]
+    pq.write_table(requests.to_table(rows[:1]).select(OLD), home / "120000000000-1-0.parquet")
+    line = json.dumps({name: rows[1][name] for name in OLD})
+    (home / ".120000000000-1-1.jsonl").write_text(line + "\n")
+    writer = DayWriter(settings.requests_dir)
+    writer.append([record(3, tenant="acme", cost=0.5, attempts=2, guard="redact")])
+    for _ in range(2):
+        assert find(settings, record(1).response_id) == record(1)
+        assert find(settings, record(2).response_id) == record(2)
+        table = read_day(settings, DAY)
+        assert table.schema == requests.SCHEMA
+        assert table["tenant"].to_pylist() == ["", "", "acme"]
+        assert table["cost"].to_pylist() == [0.0, 0.0, 0.5]
+        recover(settings.requests_dir)  # the old journal becomes Parquet of today's columns
+        writer.roll()
+    assert not list(home.glob(".*.jsonl"))
+    # A file without a column that never had a default is no file of this log.
+    pq.write_table(read_day(settings, DAY).drop(["question"]), home / "130000000000-1-0.parquet")
+    with pytest.raises(InputError) as error:
+        read_day(settings, DAY)
+    assert "'question' is missing" in error.value.offenders[0]
+
+
+def test_nothing_that_people_must_not_read_reaches_the_log(settings: Settings) -> None:
+    secret = "sk-proj-" + "Qz7Wx2Lm9Kp4Rt8Vb3Nc6Yd1Hf5Jg0Sa"
+    log = RequestLog(settings.requests_dir, Metrics())
+    log.start()
+    long = "The words of somebody. " * 900  # over one slice of the masking
+    log.offer(record(1, question=f"Mail jane.roe@corp-mail.com: {secret}", answer=long + secret))
+    log.offer(record(2, question="Größe?", feature="jane.roe@corp-mail.com"))
+    log.close()
+    one, two = (find(settings, record(n).response_id) for n in (1, 2))
+    assert one and two
+    assert one.question == "Mail XXXX.XXX@XXXX-XXXX.XXX: XX-XXXX-" + "X" * 32
+    assert one.answer == long + "XX-XXXX-" + "X" * 32
+    assert (two.question, two.feature) == ("Größe?", "XXXX.XXX@XXXX-XXXX.XXX")
+
+
 def test_a_day_as_one_table_with_its_numbers(
     settings: Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -11,8 +11,10 @@ import httpx
 import openai
 import pytest
 
+from contracts.errors import ConfigError
 from contracts.settings import Settings
 from resources.keys import KeyStore
+from serving.gateway.app import Gateway
 from serving.gateway.config import GatewayConfig
 from tests.serving.conftest import Running, events, until
 from tests.serving.fake_engine import ANSWER, FakeEngine
@@ -250,3 +252,10 @@ def test_the_configuration_is_swapped_whole_or_not_at_all(
     write(auth={"required": True})
     until(lambda: running.metric("ratchet_gateway_config_reloads_total", outcome="taken"))
     assert code(post(running)) == (401, "invalid_api_key")
+
+
+def test_without_keys_other_machines_are_not_answered(settings: Settings) -> None:
+    with pytest.raises(ConfigError, match="ratchet keys create"):
+        Gateway(settings, config=GatewayConfig(), host="0.0.0.0")
+    Gateway(settings, config=GatewayConfig.model_validate({"auth": {"required": True}}), host="::")
+    Gateway(settings, config=GatewayConfig(), host="::1")

@@ -13,7 +13,7 @@ from contracts.digests import dir_md5
 from contracts.errors import InputError, QualityError
 from contracts.params import Search
 from contracts.settings import Settings
-from resources.index import open_index
+from resources.index import build_index, open_index
 from stages import index, vectors
 from stages.tables import write_table
 from tests.stages.knowledge import params, paths, write_chunks
@@ -47,6 +47,28 @@ def test_a_graph_that_misses_neighbours_is_refused(
     monkeypatch.setattr(index, "measure_recall", lambda *_: (0.5, 0.1))
     with pytest.raises(QualityError, match=r"finds 0\.5000 .* 0\.98 is the least"):
         index.run(paths(**inputs), params())
+
+
+def test_an_updated_index_that_misses_neighbours_is_built_from_nothing(
+    inputs: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = params()
+    given = given.model_copy(update={"index": given.index.model_copy(update={"quantise_above": 1})})
+    index.run(paths(**inputs), given)
+    measure, kept = index.measure_recall, list[bool]()
+
+    def aged(*values: Any) -> tuple[float, float]:
+        return (0.5, 0.1) if len(kept) == 1 else measure(*values)
+
+    def build(*values: Any) -> Any:
+        manifest = build_index(*values)
+        kept.append(values[-1].reused)
+        return manifest
+
+    monkeypatch.setattr(index, "measure_recall", aged)
+    monkeypatch.setattr(index, "build_index", build)
+    assert index.run(paths(**inputs), given)["recall_at_10"] == 1.0
+    assert kept == [True, False]
 
 
 class Deaf:

@@ -194,4 +194,4 @@ def test_golden_questions_may_lie_in_several_files(tmp_path: Path) -> None:
 
 def test_an_index_of_another_model_is_refused(inputs: dict[str, Path]) -> None:
     with pytest.raises(InputError, match="The index was made with all-MiniLM-L6-v2"):
-        retrieval.run(paths(**inputs), params(vectors={"dtype": "float32"}))
+        retrieval.run(paths(**inputs), params(vectors={"dtype": "bfloat16"}))
