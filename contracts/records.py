@@ -206,6 +206,32 @@ class RequestRecord(Record):
     ttft_ms: float | None
     latency_ms: float
     retrieval_ms: float | None
+    # From here on with defaults: records written before these columns existed stay readable.
+    kind: str = "chat"  # chat, completions, embeddings
+    asked_model: str = ""  # the logical model that the client named
+    tenant: str = ""
+    key_id: str = ""
+    feature: str = ""  # what the cost is attributed to
+    session: str = ""  # a keyed hash: the client's own name for it may be a person's
+    provider: str = ""
+    tier: str = ""
+    cost: float = 0.0  # in the currency of the price table
+    cached: str = ""  # exact, semantic; "" when a model was asked
+    tokens_estimated: bool = False  # the upstream gave no count
+    attempts: int = 0  # at upstreams
+    guard: str = ""  # the strictest thing that a guard did: allow, flag, redact, block
+
+
+class FeedbackRecord(Record):
+    """What somebody thought of one response. The last one of a key counts; all are kept."""
+
+    response_id: str
+    tenant: str
+    key_id: str
+    time: str  # RFC 3339, UTC; when it was received
+    thumb: Literal["up", "down"] | None
+    edit: str  # the answer as it should have been, masked; "" without one
+    comment: str  # masked
 
 
 class StageExecution(Record):
