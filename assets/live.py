@@ -51,17 +51,28 @@ def published_index(config: PublishConfig) -> dg.MaterializeResult[Any]:
     deps=["release"],
     group_name="model",
     kinds={"mlflow"},
-    description="The release as a version of MLflow's registered model, alias `candidate`.",
+    description="The release as a version of MLflow's registered model, alias `candidate`, and its "
+    "prompts in MLflow's prompt registry.",
 )
-def registered_model() -> dg.MaterializeResult[Any]:
+def registered_model(context: dg.AssetExecutionContext) -> dg.MaterializeResult[Any]:
+    from resources.prompt_registry import mirror
     from resources.registry import MODEL, register
 
     settings = Settings.from_env()
     release = read_release(settings)
     version = register(release, settings, alias="candidate")
+    mirrored = mirror(release, settings)
+    if mirrored.problem:
+        context.log.warning("prompts were not mirrored to MLflow: %s", mirrored.problem)
     return dg.MaterializeResult(
         data_version=dg.DataVersion(release.id),
-        metadata={"model": MODEL, "version": version, "alias": "candidate", "release": release.id},
+        metadata={
+            "model": MODEL,
+            "version": version,
+            "alias": "candidate",
+            "release": release.id,
+            "prompts": str(mirrored),
+        },
     )
 
 

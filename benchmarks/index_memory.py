@@ -74,7 +74,7 @@ def search(folder: Path) -> None:
         times = []
         for vector, text in zip(asked, questions, strict=True):
             clock = time.perf_counter()
-            reader.search(vector, 10, text=text, search=Search(mode=mode))  # type: ignore[arg-type]
+            reader.search(vector, 10, text=text, search=Search(mode=mode))
             times.append(time.perf_counter() - clock)
         print(f"  {mode:7} p50 {np.median(times) * 1000:.2f} ms, {len(times)} questions")
 

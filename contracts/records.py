@@ -220,6 +220,7 @@ class RequestRecord(Record):
     tokens_estimated: bool = False  # the upstream gave no count
     attempts: int = 0  # at upstreams
     guard: str = ""  # the strictest thing that a guard did: allow, flag, redact, block
+    prompt_experiment: str = ""  # <prompt>@<digest of versions and weights>, of answers from it
 
 
 class FeedbackRecord(Record):

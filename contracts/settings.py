@@ -37,6 +37,7 @@ class Settings:
     qdrant_api_key: str | None = field(default=None, repr=False)
     gateway_config: Path = ROOT / "serving" / "gateway.yaml"
     keys_secret: str | None = field(default=None, repr=False)  # HMAC key of virtual keys at rest
+    gateway_workers: int = 1  # processes behind the gateway's port
     otlp_endpoint: str | None = None  # where traces go; MLflow's own when there is an MLflow server
 
     @classmethod
@@ -51,6 +52,12 @@ class Settings:
             wrong.append(f"{name}={text!r} is not a port (0 to 65535)")
             return default
 
+        workers = environ.get("RATCHET_GATEWAY_WORKERS") or "1"
+        if not workers.isdigit() or not 1 <= int(workers) <= 256:
+            wrong.append(
+                f"RATCHET_GATEWAY_WORKERS={workers!r} is not a number of workers (1 to 256)"
+            )
+            workers = "1"
         root = Path(environ.get("RATCHET_ROOT") or ROOT).resolve()
         state = Path(environ.get("RATCHET_STATE_DIR") or root / ".ratchet").resolve()
         settings = cls(
@@ -73,6 +80,7 @@ class Settings:
                 environ.get("RATCHET_GATEWAY_CONFIG") or root / "serving" / "gateway.yaml"
             ).resolve(),
             keys_secret=environ.get("RATCHET_KEYS_SECRET") or None,
+            gateway_workers=int(workers),
             otlp_endpoint=environ.get("OTEL_EXPORTER_OTLP_ENDPOINT") or None,
         )
         if wrong:

@@ -29,7 +29,7 @@ from contracts.errors import GateError, InputError, NotFoundError, RatchetError
 from contracts.params import Answers, Vectors
 from contracts.records import Channel, Member, Release
 from contracts.settings import Settings
-from resources.prompts import PromptVersion, read
+from resources.prompts import Prompts, PromptVersion, read
 
 #: Members that serving needs, and what they are called in an installed release.
 INSTALLED = {
@@ -79,10 +79,14 @@ class Installed:
         """The embedding model that the index was built with."""
         return Vectors.model_validate(self.release.params["vectors"])
 
+    def prompts(self) -> Prompts:
+        """Every prompt version that the release holds."""
+        return read(self.path / INSTALLED["prompts"])
+
     def prompt(self) -> PromptVersion:
         """The prompt version that the release names. Raises InputError if its text is another."""
         wanted = self.release.prompt
-        found = read(self.path / INSTALLED["prompts"]).get(wanted["name"], wanted["version"])
+        found = self.prompts().get(wanted["name"], wanted["version"])
         if found.sha256 != wanted["sha256"]:
             raise InputError(
                 f"The text of {found} is not the one that release {self.id} names.",

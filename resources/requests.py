@@ -31,6 +31,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.json as pj
 import pyarrow.parquet as pq
 
 from contracts.errors import InputError, RatchetError
@@ -73,6 +74,7 @@ SCHEMA = pa.schema(
         pa.field("tokens_estimated", pa.bool_(), nullable=False),
         pa.field("attempts", pa.int32(), nullable=False),
         pa.field("guard", pa.string(), nullable=False),
+        pa.field("prompt_experiment", pa.string(), nullable=False),
     ]
 )
 #: Response ids name their UTC day, so that `find` opens one folder: resp-20261120-<24 hex>.
@@ -238,16 +240,27 @@ def recover(folder: Path) -> int:
 
 def _convert(journal: Path) -> None:
     """Journal to Parquet: temporary file, rename, then the journal goes."""
-    rows, _ = _read_journal(journal)
-    if rows:
+    table = _table_of(journal)
+    if table.num_rows:
         part = journal.with_suffix(".part")
         try:
-            pq.write_table(to_table(rows), part, compression="zstd")
+            pq.write_table(table, part, compression="zstd")
             part.replace(_parquet_of(journal))
         except BaseException:
             part.unlink(missing_ok=True)
             raise
     journal.unlink()
+
+
+def _table_of(journal: Path) -> pa.Table:
+    """A journal as a table: by Arrow's reader (1 us a row, and other threads go on meanwhile), or,
+    when there is anything odd about it, row by row (17 us)."""
+    options = pj.ParseOptions(explicit_schema=SCHEMA, unexpected_field_behavior="error")
+    with contextlib.suppress(pa.ArrowException):  # an empty file, a torn line, a row of a megabyte
+        table = pj.read_json(journal, parse_options=options)
+        if all(table[f.name].null_count == 0 for f in SCHEMA if not f.nullable):
+            return table.cast(SCHEMA)
+    return to_table(_read_journal(journal)[0])
 
 
 def _read_journal(path: Path) -> tuple[list[dict[str, Any]], int]:

@@ -25,6 +25,7 @@ MIN_TEST = 60  # below it the paired gate has next to no power (FACTS, statistic
 MIN_UNANSWERABLE = 20
 MIN_WORDS = 12_500  # 25 pages of 500 words
 WITHOUT_QUESTIONS = {  # to train on
+    "docs/caching.md",
     "docs/embeddings-and-scale.md",
     "docs/first-steps.md",
     "docs/glossary.md",
@@ -35,6 +36,7 @@ WITHOUT_QUESTIONS = {  # to train on
     "docs/routing.md",
     "docs/search-and-publishing.md",
     "docs/sources.md",
+    "docs/telemetry.md",
 }
 STOP_WORDS = frozenset({"a", "an", "are", "do", "does", "how", "i", "in", "is", "it"}) | frozenset(
     {"my", "of", "the", "to", "what"}

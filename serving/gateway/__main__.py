@@ -1,20 +1,24 @@
 """``python -m serving.gateway``: the gateway in the foreground, until SIGTERM.
 
-SIGTERM and SIGINT drain: no new connection is taken, answers in flight get ``--drain-timeout``
-seconds, the request log is flushed. Prints one JSON line {"url", "pid"} when it listens.
+SIGTERM and SIGINT drain: /readyz says 503, no new connection is taken (after ``--drain-notice``
+seconds), answers in flight get ``--drain-timeout`` seconds, the logs are flushed. SIGHUP reads the
+configuration again. With ``--workers N`` a supervisor runs N such processes behind one socket.
+Prints one JSON line {"url", "pid"} when it listens, with several workers also "workers": a pid and
+an address of its own each, where its /metrics are.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import socket
 import sys
 
 from contracts import offline
-from contracts.errors import RatchetError, ServiceError
+from contracts.errors import InputError, RatchetError
 from contracts.settings import Settings
+from serving.gateway.listening import LOGGING, listen
+
+MAX_WORKERS = 256
 
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -23,80 +27,62 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--port", type=int, help="RATCHET_GATEWAY_PORT by default; 0: a free one")
     parser.add_argument("--channel", default="stable")
     parser.add_argument("--drain-timeout", type=int, default=30, help="seconds for open answers")
+    parser.add_argument(
+        "--drain-notice", type=float, default=0.0, help="seconds of 503 at /readyz before that"
+    )
+    parser.add_argument("--workers", type=int, help="RATCHET_GATEWAY_WORKERS by default, else 1")
+    parser.add_argument(
+        "--metrics-port", type=int, default=9464,
+        help="of the first of several workers, on the loopback address; 0: free ones",
+    )  # fmt: skip
+    parser.add_argument("--sockets", help=argparse.SUPPRESS)  # a worker's, from its supervisor
     return parser.parse_args(argv)
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """The listening socket, bound before anything slow. Raises ServiceError when it is taken."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    found = socket.socket(family, socket.SOCK_STREAM)
-    found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        found.bind((host, port))
-    except OSError as error:
-        found.close()
-        raise ServiceError(
-            f"The gateway cannot listen: {error.strerror}.",
-            where=f"{host}:{port}",
-            next="end what listens there, or set RATCHET_GATEWAY_PORT",
-        ) from None
-    found.set_inheritable(False)
-    return found
-
-
 def main(argv: list[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
     given = arguments(argv)
     offline.apply()
     try:
         settings = Settings.from_env()
-        port = settings.gateway_port if given.port is None else given.port
-        sock = listen(given.host or settings.host, port)
-        serve(settings, sock, given.channel, given.drain_timeout)
+        workers = settings.gateway_workers if given.workers is None else given.workers
+        if not 1 <= workers <= MAX_WORKERS:
+            raise InputError(f"--workers is {workers}.", next=f"give 1 to {MAX_WORKERS}")
+        if given.sockets:
+            sockets = [socket.socket(fileno=int(number)) for number in given.sockets.split(",")]
+        else:
+            port = settings.gateway_port if given.port is None else given.port
+            sockets = [listen(given.host or settings.host, port)]
+        if workers > 1 and not given.sockets:
+            return _supervise(argv, given, sockets[0], workers)
+        from serving.gateway.server import serve
+
+        serve(
+            settings,
+            sockets,
+            channel=given.channel,
+            drain=given.drain_timeout,
+            notice=given.drain_notice,
+            workers=workers,
+        )
     except RatchetError as error:
         print(f"gateway: {error}", file=sys.stderr, flush=True)
         return error.exit_code
     return 0
 
 
-def serve(settings: Settings, sock: socket.socket, channel: str, drain: int) -> None:
-    """Run until a signal."""
-    import uvicorn
+def _supervise(
+    argv: list[str], given: argparse.Namespace, shared: socket.socket, workers: int
+) -> int:
+    import logging.config
 
-    from serving.gateway.app import Gateway, create_app
+    from serving.gateway.supervisor import Supervisor, command
 
-    host, port = sock.getsockname()[:2]
-    gateway = Gateway(settings, channel=channel, host=host)
-    config = uvicorn.Config(
-        create_app(gateway),
-        loop="uvloop",
-        http="httptools",
-        ws="none",
-        lifespan="on",
-        access_log=False,  # the request log is the record; a line a request costs as much as auth
-        server_header=False,
-        date_header=True,
-        log_config=LOGGING,
-        timeout_graceful_shutdown=drain,
-        timeout_keep_alive=30,
-    )
-    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-    print(json.dumps({"url": url, "pid": os.getpid()}), flush=True)
-    server = uvicorn.Server(config)
-    gateway.services.draining = lambda: server.should_exit
-    server.run(sockets=[sock])
-
-
-#: One line a message on stderr. Nothing of a request's text is ever logged here.
-LOGGING = {
-    "version": 1,
-    "disable_existing_loggers": False,
-    "formatters": {"line": {"format": "%(asctime)s %(levelname)s %(name)s: %(message)s"}},
-    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
-    "loggers": {
-        "ratchet": {"handlers": ["stderr"], "level": "INFO", "propagate": False},
-        "uvicorn": {"handlers": ["stderr"], "level": "INFO", "propagate": False},
-    },
-}
+    logging.config.dictConfig(LOGGING)
+    base = given.metrics_port
+    own = [listen("127.0.0.1", base + number if base else 0) for number in range(workers)]
+    patience = given.drain_timeout + given.drain_notice + 15.0
+    return Supervisor(command(argv), shared, own, patience).run()
 
 
 if __name__ == "__main__":

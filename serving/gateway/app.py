@@ -27,6 +27,7 @@ from contracts.settings import Settings
 from resources.keys import KeyStore
 from serving.gateway.api_request import PATHS
 from serving.gateway.auth import Authenticator
+from serving.gateway.cache.response_cache import ResponseCache
 from serving.gateway.config import GatewayConfig, load, refuse_exposed
 from serving.gateway.engine import Deadlines, EngineClient
 from serving.gateway.envelope import ApiError
@@ -38,11 +39,13 @@ from serving.gateway.limits.tokens import Tokenizers
 from serving.gateway.live import LiveRelease, Opener, opener
 from serving.gateway.metrics import CONTENT_TYPE, Metrics
 from serving.gateway.models import Models
+from serving.gateway.openapi import document_bytes
+from serving.gateway.prompt_choice import PromptChooser
 from serving.gateway.request_log import RequestLog
 from serving.gateway.responses import error_response, json_response
 from serving.gateway.retrieval import Retriever
 from serving.gateway.routing.router import Router
-from serving.gateway.services import Configured, Services, dearest
+from serving.gateway.services import Configured, Services, dearest, targets
 from serving.gateway.upstream import UpstreamClient
 
 log = logging.getLogger("ratchet.gateway.app")
@@ -88,9 +91,11 @@ class Gateway:
             engine=EngineClient(deadlines or Deadlines()),
             router=Router(self.upstream, metrics, config.routing, salt=keys.pepper),
             retriever=Retriever(metrics),
+            prompts=PromptChooser(keys.pepper),
             authenticator=Authenticator(keys, config.auth, metrics),
             limiter=open_limiter(config.limits, settings, metrics, workers=workers),
             tokenizers=tokenizers,
+            cache=ResponseCache(config.cache, settings, metrics),
             request_log=RequestLog(settings.requests_dir, metrics),
             metrics=metrics,
             now=self._configured(config, tokenizers),
@@ -108,6 +113,7 @@ class Gateway:
         services.request_log.start()
         services.authenticator.start()
         await services.limiter.start()
+        await services.cache.start()
         await services.now.guards.start()
         async with services.engine, self.upstream:
             tasks = [
@@ -123,10 +129,12 @@ class Gateway:
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
                 services.retriever.close()
+                services.prompts.close()
                 services.live.close()
                 services.tokenizers.close()
                 await services.now.guards.close()
                 await services.limiter.close()
+                await services.cache.close()
                 await asyncio.to_thread(services.authenticator.close)
                 await asyncio.to_thread(services.request_log.close)
 
@@ -146,6 +154,7 @@ class Gateway:
             log.error("the configuration was not taken: %s", error)
             return False
         services.limiter.configure(config.limits)
+        services.cache.configure(config.cache)
         services.authenticator.config = config.auth
         services.now = following
         self.metrics.reloads.labels("taken").inc()
@@ -178,6 +187,7 @@ class Gateway:
                 for model in config.routing.models
             },
             dearest(config),
+            targets(config),
         )
 
     async def healthz(self, request: Request) -> Response:
@@ -188,12 +198,15 @@ class Gateway:
         """200 when a question would be answered, 503 and the reason otherwise."""
         services, live = self.services, self.live.current
         problem = self.problem
+        plan = services.prompts.plan(services.now.config.prompts, live) if live else None
         body: dict[str, Any] = {
             "ready": problem is None,
             "channel": self.live.channel,
             "release": live.release if live else None,
             "model": live.channel.model if live else None,
             "prompt": live.prompt_version if live else None,
+            "prompt_experiment": plan.experiment or None if plan else None,
+            "prompt_problem": plan.problem if plan else None,
             "models": sorted(services.router.routes),
             "problem": problem,
             "switching": self.live.problem if live else None,
@@ -212,6 +225,9 @@ class Gateway:
             return None
         return self.health.problem
 
+    async def openapi(self, request: Request) -> Response:
+        return Response(document_bytes(), headers={"content-type": "application/json"})
+
     async def scrape(self, request: Request) -> Response:
         return Response(self.metrics.text(), headers={"content-type": CONTENT_TYPE})
 
@@ -227,7 +243,12 @@ class App:
         if scope["type"] == "http" and scope["method"] == "POST":
             handler = self._handlers.get(scope["path"])
             if handler is not None:
-                await handler(scope, receive, send)
+                # A proxy that lets paths through reads the path as it was sent.
+                if b"%" in scope["raw_path"]:
+                    error = ApiError("not_found", "This path may not be percent-encoded.")
+                    await error_response(error)(scope, receive, send)
+                else:
+                    await handler(scope, receive, send)
                 return
         await self._router(scope, receive, send)
 
@@ -242,6 +263,7 @@ def create_app(gateway: Gateway) -> ASGIApp:
             Route("/healthz", gateway.healthz),
             Route("/readyz", gateway.readyz),
             Route("/metrics", gateway.scrape),
+            Route("/openapi.json", gateway.openapi),
         ],
         lifespan=gateway.lifespan,
         exception_handlers={HTTPException: _http_error, Exception: _bug},

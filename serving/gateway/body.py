@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import Any
 
 from starlette.types import Receive, Scope
 
 from serving.gateway.envelope import ApiError
+from serving.gateway.waiting import within
 
 
 class Disconnected(Exception):
@@ -27,56 +29,83 @@ async def read_body(scope: Scope, receive: Receive, limit: int, seconds: float) 
     kind = headers.get(b"content-type", b"application/json").split(b";")[0].strip().lower()
     if kind != b"application/json":
         raise ApiError("unsupported_media_type", "The body must be application/json.")
-    too_large = ApiError("body_too_large", f"The body has more than {limit} bytes.")
     declared = headers.get(b"content-length", b"0")
     if declared.isdigit() and int(declared) > limit:
-        raise too_large
-    body = bytearray()
+        raise _too_large(limit)
     try:
-        async with asyncio.timeout(seconds):
-            while True:
-                message = await receive()
-                if message["type"] == "http.disconnect":
-                    raise Disconnected
-                body += message.get("body", b"")
-                if len(body) > limit:
-                    raise too_large
-                if not message.get("more_body"):
-                    return bytes(body)
+        return await within(seconds, _whole(receive, limit))
     except TimeoutError:
         raise ApiError("request_timeout", f"The body did not come in {seconds:g} s.") from None
+
+
+async def _whole(receive: Receive, limit: int) -> bytes:
+    """Every piece of the body."""
+    body = bytearray()
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise Disconnected
+        body += message.get("body", b"")
+        if len(body) > limit:
+            raise _too_large(limit)
+        if not message.get("more_body"):
+            return bytes(body)
+
+
+def _too_large(limit: int) -> ApiError:
+    return ApiError("body_too_large", f"The body has more than {limit} bytes.")
 
 
 class WhileConnected:
     """Use as ``async with``: the work inside is cancelled when the client disconnects, and
     Disconnected is raised instead. After the body nothing else can come from a client.
 
+    The server's ``receive`` is stepped by hand: a task of its own for each request would be made,
+    scheduled and cancelled, which is 45 us of the gateway's 200.
+
     Args:
-        receive: ASGI.
+        receive: ASGI; what it waits for are asyncio's futures.
         over: whether the response is complete; servers say "disconnected" then as well.
     """
 
-    __slots__ = ("_gone", "_listener", "_over", "_receive", "_task")
+    __slots__ = ("_gone", "_listening", "_over", "_receive", "_task", "_waits")
 
     def __init__(self, receive: Receive, over: Callable[[], bool]) -> None:
         self._receive, self._over = receive, over
         self._gone = False
+        self._waits: Any = None
 
     async def __aenter__(self) -> None:
         task = asyncio.current_task()
         assert task is not None
         self._task = task
-        self._listener = asyncio.ensure_future(self._listen())
+        self._listening: Any = self._receive()
+        self._step()
 
     async def __aexit__(self, kind: object, error: object, trace: object) -> None:
-        self._listener.cancel()
+        if self._waits is not None:
+            self._waits.remove_done_callback(self._step)
+        self._listening.close()
+        self._listening = None
         if self._gone:
             self._task.uncancel()
             raise Disconnected from None
 
-    async def _listen(self) -> None:
-        while (await self._receive())["type"] != "http.disconnect":
-            pass
-        if not self._over():
+    def _step(self, ready: object = None) -> None:
+        """Go on until a future is waited for, or the client is gone."""
+        self._waits = None
+        while self._listening is not None:  # None: the call was on its way when the work ended
+            try:
+                waits = self._listening.send(None)
+            except StopIteration as end:
+                if end.value["type"] == "http.disconnect":
+                    break
+                self._listening = self._receive()
+                continue
+            waits._asyncio_future_blocking = False  # as a task does that has seen it
+            waits.add_done_callback(self._step)
+            self._waits = waits
+            return
+        if self._listening is not None and not self._over():
             self._gone = True
             self._task.cancel()

@@ -81,9 +81,10 @@ def _question(messages: Any) -> str:
     where = "messages"
     for number, message in enumerate(messages):
         at = f"messages[{number}]"
-        if not isinstance(message, dict) or message.get("role") not in ROLES:
+        role = message.get("role") if isinstance(message, dict) else None
+        if not isinstance(role, str) or role not in ROLES:
             raise ApiError("invalid_request", f"'{at}' must have a known role.", f"{at}.role")
-        if message["role"] == "user":
+        if role == "user":
             question, where = _text(message.get("content"), f"{at}.content"), f"{at}.content"
     if question is None or not question.strip():
         raise ApiError("invalid_request", "There is no user message with text.", where)

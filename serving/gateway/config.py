@@ -16,8 +16,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from contracts.errors import ConfigError
 from contracts.settings import Settings
 from serving.gateway.auth import Auth
+from serving.gateway.cache.config import Cache
 from serving.gateway.guards.policy import GuardsConfig
 from serving.gateway.limits.config import Limits
+from serving.gateway.prompt_choice import Experiments
 from serving.gateway.routing.config import Routing
 
 Amount = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
@@ -58,6 +60,8 @@ class GatewayConfig(Closed):
     guards: GuardsConfig = GuardsConfig()
     routing: Routing = Routing()
     prices: dict[str, Price] = {}
+    cache: Cache = Cache()
+    prompts: Experiments = {}  # versions to try against each other, by weight
 
     @model_validator(mode="after")
     def _names_exist(self) -> GatewayConfig:

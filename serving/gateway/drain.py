@@ -30,6 +30,7 @@ class Drain(Generic[T]):
             them itself, because only it knows how many.
         dropped: counts what did not fit.
         limit: items that may wait.
+        every: seconds between two wake-ups.
         turn: called by the thread at every wake-up, after the items.
         begin, end: called by the thread before and after everything else.
     """
@@ -42,13 +43,15 @@ class Drain(Generic[T]):
         *,
         limit: int,
         batch: int = 512,
+        every: float = EVERY,
         turn: Callable[[], None] = lambda: None,
         begin: Callable[[], None] = lambda: None,
         end: Callable[[], None] = lambda: None,
     ) -> None:
         self._take, self._dropped, self._turn = take, dropped, turn
         self._begin, self._end = begin, end
-        self._limit, self._batch, self._waiting = limit, batch, deque[T]()
+        self._limit, self._batch, self._every = limit, batch, every
+        self._waiting = deque[T]()
         self._log = logging.getLogger(f"ratchet.gateway.{name.replace('-', '_')}")
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
@@ -81,7 +84,7 @@ class Drain(Generic[T]):
     def _work(self) -> None:
         self._guarded(self._begin)
         while True:
-            ends = self._stop.wait(EVERY)
+            ends = self._stop.wait(self._every)
             while self._waiting:
                 count = min(len(self._waiting), self._batch)
                 items = [self._waiting.popleft() for _ in range(count)]

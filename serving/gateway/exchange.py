@@ -22,6 +22,7 @@ from serving.gateway.guards.verdict import Verdict
 from serving.gateway.limits import Lease
 from serving.gateway.live import Live
 from serving.gateway.metrics import Metrics
+from serving.gateway.prompt_choice import Choice
 
 _STRICTNESS = ("allow", "flag", "redact", "block")
 
@@ -36,6 +37,7 @@ class Exchange:
     clock: float = field(default_factory=time.perf_counter)
     response_id: str = ""
     live: Live | None = None
+    choice: Choice | None = None  # of the release's prompt
     question: str = ""
     stream: bool = False
     passages: list[Passage] = field(default_factory=list)
@@ -72,6 +74,18 @@ class Exchange:
     def release(self) -> str:
         return self.live.release if self.live else ""
 
+    @property
+    def prompt_version(self) -> str:
+        """What the release's prompt is rendered from; "" for a plain model."""
+        if self.choice is not None:
+            return self.choice.version
+        return self.live.prompt_version if self.live else ""
+
+    @property
+    def exposed(self) -> bool:
+        """Whether the client has words that a model wrote with the chosen prompt."""
+        return self.choice is not None and bool(self.answer) and self.refused_by != "gateway"
+
     def headers(self) -> list[tuple[bytes, bytes]]:
         """What every response to this request carries."""
         found = [
@@ -80,6 +94,7 @@ class Exchange:
         ]
         if self.live:
             found.append((b"x-ratchet-release", self.live.release.encode()))
+            found.append((b"x-ratchet-prompt", self.prompt_version.encode()))
         return found + self.more_headers
 
     def limits(self, lease: Lease) -> None:
@@ -138,7 +153,8 @@ class Exchange:
             channel=self.channel,
             release=self.release,
             model=live.channel.model if live else "",
-            prompt_version=live.prompt_version if live else "",
+            prompt_version=self.prompt_version,
+            prompt_experiment=self.choice.experiment if self.choice and self.exposed else "",
             question=self.question,
             answer=text,
             refused=bool(self.refused_by),

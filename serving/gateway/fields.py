@@ -10,6 +10,14 @@ from typing import Any
 from serving.gateway.envelope import ApiError
 
 Check = Callable[[str, Any], Any]
+#: What each check accepts, as JSON Schema: the OpenAPI document is made of it.
+SCHEMAS: dict[Check, dict[str, Any]] = {}
+
+
+def described(check: Check, **schema: Any) -> Check:
+    """The check, remembered with its schema."""
+    SCHEMAS[check] = schema
+    return check
 
 
 def wrong(name: str, must: str) -> ApiError:
@@ -31,7 +39,8 @@ def number(low: float, high: float, *, open_low: bool = False) -> Check:
             raise wrong(name, must)
         return float(value)
 
-    return check
+    least_is = {"exclusiveMinimum" if open_low else "minimum": low}
+    return described(check, type="number", maximum=high, **least_is)
 
 
 def integer(low: int, high: int) -> Check:
@@ -40,7 +49,7 @@ def integer(low: int, high: int) -> Check:
             raise wrong(name, f"a whole number from {low} to {high}")
         return value
 
-    return check
+    return described(check, type="integer", minimum=low, maximum=high)
 
 
 def boolean(name: str, value: Any) -> Any:
@@ -55,7 +64,7 @@ def text(limit: int) -> Check:
             raise wrong(name, f"a text of at most {limit} characters")
         return value
 
-    return check
+    return described(check, type="string", maxLength=limit)
 
 
 def one_of(*values: str) -> Check:
@@ -64,7 +73,7 @@ def one_of(*values: str) -> Check:
             raise wrong(name, "one of " + ", ".join(values))
         return value
 
-    return check
+    return described(check, type="string", enum=list(values))
 
 
 def mapping(name: str, value: Any) -> Any:
@@ -82,3 +91,9 @@ def stop(name: str, value: Any) -> Any:
     ):
         raise wrong(name, "up to 4 texts of 1 to 64 characters")
     return words
+
+
+_WORD = {"type": "string", "minLength": 1, "maxLength": 64}
+described(boolean, type="boolean")
+described(mapping, type="object")
+described(stop, anyOf=[_WORD, {"type": "array", "maxItems": 4, "items": _WORD}])

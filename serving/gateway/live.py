@@ -16,7 +16,6 @@ import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from contracts.params import Vectors
 from contracts.records import Channel
 from contracts.settings import Settings
 from resources import releases
+from resources.prompts import Prompts
 from resources.rag import Embeds, Rag
 from serving.gateway.metrics import Metrics
 
@@ -41,6 +41,7 @@ class Live:
     installed: releases.Installed
     rag: Rag
     max_tokens: int
+    prompts: Prompts  # every version that the release holds; rag.prompt is the one it names
 
     @property
     def release(self) -> str:
@@ -51,15 +52,6 @@ class Live:
         """The folder of the model's tokenizer, where the bundle has one."""
         folder = self.installed.bundle / "checkpoint"
         return folder if (folder / "tokenizer.json").is_file() else None
-
-    @cached_property
-    def secret_prompts(self) -> list[str]:
-        """The release's system prompt without passages: it must not come out, while passages are
-        there to be quoted."""
-        try:
-            return [self.rag.messages("", [])[0]["content"]]
-        except RatchetError:
-            return []  # a template that needs a passage says nothing without one
 
     @property
     def prompt_version(self) -> str:
@@ -99,7 +91,7 @@ def opener(settings: Settings, make_embedder: Callable[[Vectors], Embeds] | None
         rag.messages("ready?", rag.retrieve("ready?"))  # weights, index pages and template are warm
         # Closed when the last request that uses it is done, so that its files do not pile up.
         weakref.finalize(rag, rag.index.close)  # type: ignore[attr-defined]
-        return Live(channel, installed, rag, answers.max_tokens)
+        return Live(channel, installed, rag, answers.max_tokens, installed.prompts())
 
     return open_live
 

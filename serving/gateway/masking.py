@@ -7,7 +7,6 @@ logs; never for the event loop.
 from __future__ import annotations
 
 import time
-from hashlib import blake2b
 
 from resources.recognisers.redact import redact
 from serving.gateway.guards.patterns import find
@@ -30,16 +29,3 @@ def masked(text: str) -> str:
         except StopIteration as end:
             return redact(text, end.value)
         time.sleep(0)
-
-
-def pseudonym(secret: bytes, tenant: str, name: str) -> str:
-    """16 hexadecimal digits that stand for a session: the same for the same tenant and name, and
-    nobody without the secret can try names out. "" for no name.
-
-    Args:
-        secret: the pepper of the keys; the first 64 bytes count.
-    """
-    if not name:
-        return ""
-    whose = f"{tenant}\0{name}".encode("utf-8", "replace")
-    return blake2b(whose, digest_size=8, key=secret[:64]).hexdigest()

@@ -35,6 +35,12 @@ class Metrics:
             buckets=_SECONDS,
             registry=registry,
         )
+        self.prompt_exposures = Counter(
+            "ratchet_gateway_prompt_exposures",
+            "Answers that a model wrote, by the version of the release's prompt.",
+            ["prompt_version"],
+            registry=registry,
+        )
         self.retrieval = Histogram(
             "ratchet_gateway_retrieval_seconds",
             "Embedding and search, waiting included.",
@@ -245,7 +251,7 @@ class Metrics:
         )
         self.cache_verified = Counter(
             "ratchet_gateway_cache_verified",
-            "Would-be hits of the semantic tier that the model answered too, by whether both agree.",
+            "Would-be hits of the semantic tier that the model answered too; whether both agree.",
             ["outcome"],
             registry=registry,
         )
@@ -261,6 +267,68 @@ class Metrics:
         )
         self.cache_entries = Gauge(
             "ratchet_gateway_cache_entries", "Answers in this process.", registry=registry
+        )
+        self.tpot = Histogram(
+            "ratchet_gateway_time_per_output_token_seconds",
+            "Of streams: from the first text to the end, by the tokens after the first.",
+            buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1),
+            registry=registry,
+        )
+        self.overhead = Histogram(
+            "ratchet_gateway_overhead_seconds",
+            "Of requests that reached an upstream: all the time in which it was not being waited "
+            "for or relayed.",
+            buckets=(0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 2.5),
+            registry=registry,
+        )
+        self.model_tokens = Counter(
+            "ratchet_gateway_model_tokens",
+            "Tokens by logical model and kind (prompt, completion).",
+            ["model", "kind"],
+            registry=registry,
+        )
+        self.cost = Counter(
+            "ratchet_gateway_cost",
+            "Cost by the price table, by logical model and feature; features beyond the bound are "
+            "'other'.",
+            ["model", "feature"],
+            registry=registry,
+        )
+        self.tenant_cost = Counter(
+            "ratchet_gateway_tenant_cost",
+            "Cost by the price table, by tenant; tenants beyond the bound are 'other'.",
+            ["tenant"],
+            registry=registry,
+        )
+        self.traces_exported = Counter(
+            "ratchet_gateway_traces_exported",
+            "Sampled requests whose spans the collector took.",
+            registry=registry,
+        )
+        self.traces_dropped = Counter(
+            "ratchet_gateway_traces_dropped",
+            "Sampled requests whose spans were lost, by why.",
+            ["why"],
+            registry=registry,
+        )
+        self.trace_queue = Gauge(
+            "ratchet_gateway_trace_queue",
+            "Sampled requests whose spans wait for the collector.",
+            registry=registry,
+        )
+        self.audit_rows = Counter(
+            "ratchet_gateway_audit_rows", "Events written to the audit log.", registry=registry
+        )
+        self.audit_dropped = Counter(
+            "ratchet_gateway_audit_dropped",
+            "Audit events lost because the queue was full or the disk refused them.",
+            registry=registry,
+        )
+        self.feedback = Counter(
+            "ratchet_gateway_feedback",
+            "Feedback that was stored, by thumb (up, down, none).",
+            ["thumb"],
+            registry=registry,
         )
         for by in ("gateway", "model"):
             self.refusals.labels(by)

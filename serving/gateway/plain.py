@@ -6,20 +6,27 @@ Bytes are relayed as the upstream sent them, unless a guard has to hold text bac
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import orjson
 
 from serving.gateway import plain_request
 from serving.gateway.api_request import ApiRequest
+from serving.gateway.auth import Principal
+from serving.gateway.cache.answer import Answer
+from serving.gateway.cache.response_cache import Flight, Hit
+from serving.gateway.cache.scope import Scope, scope
 from serving.gateway.envelope import ApiError
 from serving.gateway.exchange import Exchange
 from serving.gateway.guards.chunks import ChunkGuard, guard_body
+from serving.gateway.limits import Lease
 from serving.gateway.limits.tokens import estimate, most_tokens
 from serving.gateway.reply import Reply
 from serving.gateway.routing.router import Route
 from serving.gateway.services import Configured, Services
-from serving.gateway.sse import Frames, MalformedStream, encode
+from serving.gateway.sse import Frame, Frames, MalformedStream, encode
 from serving.gateway.upstream import UpstreamResponse
 
 
@@ -53,20 +60,68 @@ async def answer(
         exchange.judged(verdict)
         if verdict.error is not None:
             raise verdict.error
+        turn = _Turn(services, now, route, request, principal, policy, exchange, reply)
+        found = await services.cache.lookup(turn.scope())
+        if isinstance(found, Hit):
+            await turn.replay(found)  # the request counts; its tokens and cost do not
+            return
+        with found as flight:
+            await turn.ask(flight, lease, prompt, trace)
+
+
+@dataclass(slots=True)
+class _Turn:
+    """One admitted request."""
+
+    services: Services
+    now: Configured
+    route: Route
+    request: ApiRequest
+    principal: Principal
+    policy: str
+    exchange: Exchange
+    reply: Reply
+
+    def scope(self) -> Scope:
+        """What an answer depends on, for the cache."""
+        now, temperature = self.now, self.route.defaults.get("temperature", 1.0)
+        return scope(
+            self.request,
+            now.config.cache.exact,
+            tenant=self.principal.tenant,
+            target=now.targets[self.route.name],
+            guard=now.guards.version(self.policy),
+            personal=self.policy in now.config.cache.personal,
+            temperature=temperature,
+        )
+
+    async def replay(self, hit: Hit) -> None:
+        """An answer that was given before."""
+        self.exchange.cached = "semantic" if hit.tier == "semantic" else "exact"
+        body = hit.answer.replay(self.exchange.response_id)
+        if self.request.stream:
+            await self.reply.frame(body)
+            await self.reply.end()
+        else:
+            await self.reply.whole(200, body)
+
+    async def ask(self, flight: Flight, lease: Lease, prompt: int, trace: dict[str, str]) -> None:
+        """Ask a candidate; settle what was used; keep the answer if it may be kept."""
+        exchange, request, now = self.exchange, self.request, self.now
         try:
-            response = await services.router.open(
-                route,
+            response = await self.services.router.open(
+                self.route,
                 request,
-                tenant=principal.tenant,
+                tenant=self.principal.tenant,
                 request_id=exchange.response_id,
                 headers=trace,
-                want_text=request.stream and now.guards.reads_output(policy),
+                want_text=request.stream and now.guards.reads_output(self.policy),
             )
         except asyncio.CancelledError:
             # The client left while an engine worked: its prompt was read, and nobody says how far
             # the answer came.
             exchange.prompt_tokens, exchange.tokens_estimated = prompt, True
-            exchange.cost = now.dearest[route.name].of(prompt, 0)
+            exchange.cost = now.dearest[self.route.name].of(prompt, 0)
             lease.settle(tokens=prompt, cost=exchange.cost)
             raise
         exchange.prompt_tokens = prompt
@@ -75,13 +130,22 @@ async def answer(
         try:
             async with response:
                 if request.stream:
-                    await _relay(now, policy, request, response, exchange, reply)
+                    await _relay(now, self.policy, request, response, exchange, self.reply, flight)
+                    body = flight.body
                 else:
-                    await _whole(now, policy, request, response, exchange, reply)
+                    body = await _whole(now, self.policy, request, response, exchange, self.reply)
         finally:
             _settle(now, request, response, exchange)
             used = (exchange.prompt_tokens or 0) + (exchange.completion_tokens or 0)
             lease.settle(tokens=used, cost=exchange.cost)
+        flight.put(
+            Answer(
+                body,
+                exchange.prompt_tokens,
+                exchange.completion_tokens or 0,
+                changed=exchange.guard in ("redact", "block"),
+            )
+        )
 
 
 async def _relay(
@@ -91,6 +155,7 @@ async def _relay(
     response: UpstreamResponse,
     exchange: Exchange,
     reply: Reply,
+    flight: Flight,
 ) -> None:
     """Events to the client as they come."""
     scan = response.scan
@@ -101,9 +166,12 @@ async def _relay(
     async for data in response.chunks():
         if exchange.ttft_ms is None and scan.text_events:
             exchange.first_text()
-        out = data if guard is None else _guarded(frames, guard, data)
+        out = data if guard is None else _guarded(frames.feed(data), guard)
         if out:
+            flight.write(out)
             await reply.frame(out)
+    if guard is not None and (out := _guarded(frames.rest(), guard)):
+        await reply.frame(out)  # an end without its empty line
     await reply.end()
     if guard is not None:
         for verdict in guard.verdicts():
@@ -117,11 +185,11 @@ async def _relay(
         exchange.judged(now.guards.after_stream(policy, seen, text, request, exchange.response_id))
 
 
-def _guarded(frames: Frames, guard: ChunkGuard, data: bytes) -> bytes:
+def _guarded(frames: Iterable[Frame], guard: ChunkGuard) -> bytes:
     """The events of one read as they may go out."""
     out: list[bytes] = []
     try:
-        for frame in frames.feed(data):
+        for frame in frames:
             if not frame.data or frame.done:
                 out.append(frame.raw)
             else:
@@ -138,8 +206,8 @@ async def _whole(
     response: UpstreamResponse,
     exchange: Exchange,
     reply: Reply,
-) -> None:
-    """The answer in one piece."""
+) -> bytes:
+    """The answer in one piece, as it went out."""
     data = response.body
     if request.kind != "embeddings" and now.guards.reads_output(policy):
         try:
@@ -154,6 +222,7 @@ async def _whole(
         if any(verdict.action == "redact" for verdict in verdicts):
             data = orjson.dumps(body)
     await reply.whole(200, data)
+    return data
 
 
 def _settle(

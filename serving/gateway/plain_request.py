@@ -71,7 +71,7 @@ def _response_format(name: str, value: Any) -> Any:
     return value
 
 
-_FIELDS: dict[Kind, dict[str, Check]] = {
+FIELDS: dict[Kind, dict[str, Check]] = {
     "chat": {
         **_SAMPLING,
         "max_completion_tokens": fields.integer(1, 1 << 31),
@@ -101,7 +101,7 @@ _FIELDS: dict[Kind, dict[str, Check]] = {
 def parse(kind: Kind, model: str, given: dict[str, Any]) -> ApiRequest:
     """Read the object. Raises ApiError invalid_request or unsupported_parameter."""
     body: dict[str, Any] = {}
-    checks = _FIELDS[kind]
+    checks = FIELDS[kind]
     for name, value in given.items():
         check = checks.get(name)
         if check is not None and value is not None:
@@ -114,6 +114,8 @@ def parse(kind: Kind, model: str, given: dict[str, Any]) -> ApiRequest:
         body[name], request.prompts = _prompts(name, given.get(name))
     if kind != "embeddings":
         _stream(given, request)
+        if "max_completion_tokens" in body:
+            body.pop("max_tokens", None)  # of two limits an engine could follow the other one
         limit = body.get("max_completion_tokens") or body.get("max_tokens")
         request.n, request.max_tokens = body.get("n", 1), limit
     request.session = body.get("user", "")
@@ -129,7 +131,7 @@ def _stream(given: dict[str, Any], request: ApiRequest) -> None:
         usage = fields.mapping("stream_options", options).get("include_usage")
         if usage is not None:
             name = "stream_options.include_usage"
-            request.include_usage = request.stream and fields.boolean(name, usage)
+            request.include_usage = fields.boolean(name, usage) and request.stream
 
 
 def _messages(value: Any) -> list[dict[str, Any]]:
@@ -184,6 +186,7 @@ def _calls(at: str, value: Any) -> list[dict[str, Any]]:
         if (
             not isinstance(function, dict)
             or not isinstance(call.get("id"), str)
+            or call.get("type", "function") != "function"
             or not isinstance(function.get("name"), str)
             or not isinstance(function.get("arguments"), str)
         ):
@@ -198,17 +201,12 @@ def _prompts(name: str, value: Any) -> tuple[Any, int]:
     if isinstance(value, str):
         return value, 1
     if isinstance(value, list) and value:
-        if all(isinstance(item, str) for item in value):
-            count = len(value)
-        elif _ids(value):
-            count = 1
-        elif all(_ids(item) for item in value):
-            count = len(value)
-        else:
-            raise wrong(name, "a text, texts, token ids or lists of token ids")
-        if count > MAX_PROMPTS:
+        if _ids(value):
+            return value, 1
+        if len(value) > MAX_PROMPTS:  # before anything walks through them
             raise wrong(name, f"at most {MAX_PROMPTS} prompts")
-        return value, count
+        if all(isinstance(item, str) for item in value) or all(map(_ids, value)):
+            return value, len(value)
     raise wrong(name, "a text, texts, token ids or lists of token ids")
 
 

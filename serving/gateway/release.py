@@ -8,6 +8,7 @@ has an honest status. A client that leaves ends the engine's work.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import time
@@ -26,6 +27,7 @@ from serving.gateway.guards.chunks import ChunkGuard
 from serving.gateway.limits.tokens import MARKS, estimate
 from serving.gateway.live import Live
 from serving.gateway.reply import Reply
+from serving.gateway.scan import BYTES_PER_TOKEN
 from serving.gateway.services import Configured, Services
 from serving.gateway.sse import Frame, Relabel, encode
 
@@ -52,6 +54,7 @@ async def answer(
         raise ApiError("not_ready", f"The gateway is not ready: {services.live.problem}")
     if not principal.key.allows_release(live.channel.name, live.release):
         raise ApiError("model_not_found", f"There is no model '{asked.model[:64]}'.", "model")
+    _choose(services, now, live, exchange)
     request = ApiRequest(
         "chat",
         asked.model,
@@ -83,6 +86,8 @@ async def answer(
         finally:
             used = (exchange.prompt_tokens or 0) + (exchange.completion_tokens or 0)
             lease.settle(tokens=used, cost=0.0)
+            if exchange.exposed:
+                services.metrics.prompt_exposures.labels(exchange.prompt_version).inc()
 
 
 async def _on_the_live_one(
@@ -102,6 +107,7 @@ async def _on_the_live_one(
         if not await services.live.refresh() or services.live.current is None:
             raise
         exchange.live = services.live.current
+        _choose(services, now, exchange.live, exchange)
         await _from(services, now, services.live.current, asked, request, exchange, reply)
 
 
@@ -119,11 +125,12 @@ async def _from(
     policy = _policy(now, exchange)
     exchange.passages = _as_data(now, policy, found, exchange)
     guard: ChunkGuard | None = None
+    sent = 0  # bytes of the prompt
     if exchange.passages:
-        body = engine_body(live, asked, exchange)
+        body, secret = await engine_body(services, live, asked, exchange)
+        sent = sum(len(message["content"].encode()) for message in body["messages"])
         events: Events = services.engine.stream(live.channel.engine_url, body, exchange.response_id)
         exchange.provider = "release"
-        secret = live.secret_prompts
         probe = now.guards.stream(policy, request, secret)
         if probe is not None and probe.changes:
             guard = ChunkGuard(lambda: now.guards.stream(policy, request, secret))
@@ -131,11 +138,18 @@ async def _from(
     else:
         exchange.refused_by = "gateway"
         events = _refusal()
-    async with contextlib.aclosing(events):
-        if asked.stream:
-            await _relay(events, asked, exchange, reply)
-        else:
-            await _collect(events, asked, exchange, reply)
+    try:
+        async with contextlib.aclosing(events):
+            if asked.stream:
+                await _relay(events, asked, exchange, reply)
+            else:
+                await _collect(events, asked, exchange, reply)
+    except asyncio.CancelledError:
+        _estimate(sent, exchange)  # whoever leaves has had his prompt read
+        raise
+    finally:
+        if exchange.answer:
+            _estimate(sent, exchange)
     for verdict in guard.verdicts() if guard else ():
         exchange.judged(verdict)
     if now.guards.reads_output(policy):
@@ -148,6 +162,22 @@ async def _from(
                 exchange.response_id,
             )
         )
+
+
+def _estimate(sent: int, exchange: Exchange) -> None:
+    """Count an answer of an engine that did not, because it broke or its client left."""
+    if sent and exchange.completion_tokens is None:
+        exchange.tokens_estimated = True
+        exchange.prompt_tokens = -(-sent // BYTES_PER_TOKEN)
+        written = -(-len(exchange.text.encode()) // BYTES_PER_TOKEN)
+        exchange.completion_tokens = max(len(exchange.answer), written)
+
+
+def _choose(services: Services, now: Configured, live: Live, exchange: Exchange) -> None:
+    """The version of the release's prompt that this session sees."""
+    tenant = exchange.principal.key.tenant if exchange.principal else ""
+    plan = services.prompts.plan(now.config.prompts, live)
+    exchange.choice = plan.choose(tenant, exchange.session, exchange.response_id)
 
 
 def _policy(now: Configured, exchange: Exchange) -> str:
@@ -179,14 +209,20 @@ async def _guarded(events: Events, guard: ChunkGuard) -> Events:
                 yield None, out
 
 
-def engine_body(live: Live, request: ChatRequest, exchange: Exchange) -> dict[str, Any]:
-    """What the engine is asked. The release's own bound on tokens cannot be raised."""
+async def engine_body(
+    services: Services, live: Live, request: ChatRequest, exchange: Exchange
+) -> tuple[dict[str, Any], list[str]]:
+    """What the engine is asked, and what of it must not come out. The release's own bound on tokens
+    cannot be raised."""
+    prompt = exchange.choice.prompt if exchange.choice else live.rag.prompt
     try:
-        messages = live.rag.messages(request.question, exchange.passages)
+        messages, instructions = await services.prompts.render(
+            prompt, request.question, exchange.passages
+        )
     except RatchetError as error:
         log.error("%s: %s", exchange.response_id, error)
         raise ApiError("internal_error", "The release's prompt does not render.") from None
-    return {
+    body = {
         "model": live.channel.model,
         "messages": messages,
         "temperature": 0.0,
@@ -195,6 +231,7 @@ def engine_body(live: Live, request: ChatRequest, exchange: Exchange) -> dict[st
         "stream": True,
         "stream_options": {"include_usage": True},
     }
+    return body, [instructions] if instructions else []
 
 
 async def _refusal() -> Events:

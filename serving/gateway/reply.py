@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 from typing import Any
@@ -12,6 +11,7 @@ from starlette.types import Send
 from serving.gateway.body import Disconnected
 from serving.gateway.envelope import ApiError
 from serving.gateway.exchange import Exchange
+from serving.gateway.waiting import within
 
 
 class Reply:
@@ -76,7 +76,6 @@ class Reply:
     async def _put(self, message: dict[str, Any]) -> None:
         """Send, or give the client up when it does not take the bytes in time."""
         try:
-            async with asyncio.timeout(self._seconds):
-                await self._send(message)
+            await within(self._seconds, self._send(message))  # type: ignore[arg-type]
         except (TimeoutError, OSError):
             raise Disconnected from None

@@ -15,6 +15,7 @@ from resources.requests import DayWriter, recover
 from serving.gateway.drain import Drain
 from serving.gateway.masking import masked
 from serving.gateway.metrics import Metrics
+from serving.gateway.telemetry.recorder import FEATURE, OTHER
 
 
 class Logs(BaseModel):
@@ -68,10 +69,13 @@ class RequestLog:
 
 
 def clean(record: RequestRecord) -> RequestRecord:
-    """The record without personal data and secrets in what people wrote."""
+    """The record without personal data and secrets in what people wrote. A feature that is no name
+    as keys have them is OTHER, as in the metrics: free text would be another place for words."""
     found = {
         name: text
         for name in ("question", "answer", "feature")
         if (text := masked(old := getattr(record, name))) != old
     }
+    if record.feature and not FEATURE.fullmatch(record.feature):
+        found["feature"] = OTHER
     return record.model_copy(update=found) if found else record

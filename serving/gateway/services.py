@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from serving.gateway.auth import Authenticator
+from serving.gateway.cache.response_cache import ResponseCache
+from serving.gateway.cache.scope import target_of
 from serving.gateway.config import GatewayConfig, Price
 from serving.gateway.engine import EngineClient
 from serving.gateway.guards.run import Guards
@@ -13,6 +15,7 @@ from serving.gateway.limits import Limiter
 from serving.gateway.limits.tokens import TokenCounter, Tokenizers
 from serving.gateway.live import LiveRelease
 from serving.gateway.metrics import Metrics
+from serving.gateway.prompt_choice import PromptChooser
 from serving.gateway.request_log import RequestLog
 from serving.gateway.retrieval import Retriever
 from serving.gateway.routing.router import Router
@@ -26,6 +29,7 @@ class Configured:
     guards: Guards
     counters: dict[str, TokenCounter]  # by logical model
     dearest: dict[str, Price]  # by logical model: what is reserved before a candidate is chosen
+    targets: dict[str, str]  # by logical model: who may answer, for the cache
 
     def price(self, name: str | None) -> Price:
         """A candidate's price; without one it costs nothing."""
@@ -43,9 +47,11 @@ class Services:
     engine: EngineClient
     router: Router
     retriever: Retriever
+    prompts: PromptChooser
     authenticator: Authenticator
     limiter: Limiter
     tokenizers: Tokenizers
+    cache: ResponseCache
     request_log: RequestLog
     metrics: Metrics
     now: Configured
@@ -64,3 +70,9 @@ def dearest(config: GatewayConfig) -> dict[str, Price]:
             output=max((price.output for price in prices), default=0.0),
         )
     return found
+
+
+def targets(config: GatewayConfig) -> dict[str, str]:
+    """What the answers of each model depend on, see cache.scope."""
+    urls = {name: provider.url for name, provider in config.routing.providers.items()}
+    return {model.name: target_of(model, urls) for model in config.routing.models}

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -87,7 +89,14 @@ def test_the_sandbox_holds(attack: str) -> None:
         (GOOD.replace("{{ question }}", "{{ qestion }}"), "unknown variable 'qestion'"),
         (GOOD.replace("{{ question }}", "hello"), "the question is not shown"),
         (GOOD.replace("{{ p.text }}", ""), "the text of 1 is not shown"),
-        (GOOD.replace("p.title", "p.titel"), "has no attribute 'titel'"),
+        (GOOD.replace("p.title", "p.titel"), "a passage has no 'titel'"),
+        (GOOD.replace("p.title", "passages[0].titel"), "has no attribute 'titel'"),
+        (
+            GOOD.replace("{{ p.title }}", "{% if p.n > 9 %}{{ p.titel }}{% endif %}{{ p.title }}"),
+            "line 5: a passage has no 'titel'",
+        ),
+        (GOOD.replace("Answer", "{% macro f() %}{{ f() }}{% endmacro %}"), "macros and recursive"),
+        (GOOD.replace("in passages", "in passages recursive"), "macros and recursive"),
         (GOOD.replace("block user", "block usr"), "unknown block 'usr'"),
         (GOOD + "left over", "stands outside the blocks"),
         (GOOD + "{% set x = 1 %}", "stands outside the blocks"),
@@ -108,9 +117,43 @@ def test_output_and_time_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     greedy = prompt(GOOD.replace("Answer from the passages.", doubling))
     with pytest.raises(InputError, match="more than 64000 characters"):
         greedy.messages("q" * 3000, [])
+    # Renders nothing for as long as 4e8 turns take: half a minute if nobody looked at the clock.
+    silent = "{% for a in question %}{% for b in question %}{% endfor %}{% endfor %}"
+    for text in (silent, silent.replace("for b in question", "for b in question if b == 'x'")):
+        before = time.thread_time()
+        with pytest.raises(InputError, match=r"longer than 0\.05 s"):
+            monkeypatch.setattr(prompts, "MAX_SECONDS", 0.05)
+            prompt(GOOD.replace("Answer", text)).messages("q" * 20_000, [])
+        assert time.thread_time() - before < 1.0
     monkeypatch.setattr(prompts, "MAX_SECONDS", 0.0)
     with pytest.raises(InputError, match="longer than 0 s"):
         greedy.messages("q" * 10, [])
+
+
+@pytest.mark.parametrize(
+    ("question", "passages", "offender"),
+    [
+        (5, [], "question: Input should be a valid string"),
+        (None, [], "question: Input should be a valid string"),
+        (b"why", [], "question: Input should be a valid string"),
+        ("why", "abc", "passages: "),
+        ("why", [{"n": "1", "title": "T"}], "passages.0.n: Input should be a valid integer"),
+        ("why", [passage(1), passage(2).model_copy(update={"text": None})],
+         "passages.1.text: Input should be a valid string"),
+        ("why", [passage(1).model_copy(update={"n": "1"})], "passages.0.n: Input should be a va"),
+    ],
+)  # fmt: skip
+def test_variables_have_types(question: Any, passages: Any, offender: str) -> None:
+    """What is wrong is named, what was given is not shown: it is people's words."""
+    with pytest.raises(InputError, match="another type") as error:
+        prompt().messages(question, passages)
+    assert any(line.startswith(offender) for line in error.value.offenders), error.value.offenders
+    assert "why" not in str(error.value)
+
+
+def test_the_instructions_are_the_system_message_alone() -> None:
+    assert prompt().instructions == "Answer from the passages."
+    assert prompt(GOOD.replace("Answer", "{{ passages[0].n }}")).instructions == ""
 
 
 def test_a_folder_becomes_one_file_and_comes_back(tmp_path: Path) -> None:
@@ -141,13 +184,14 @@ def test_every_offender_is_listed_at_once(tmp_path: Path) -> None:
         "answer/tags.yaml": "stable: v9\n",
         "bare/v1.jinja2": GOOD, "empty/tags.yaml": "stable: v1\n", "odd/v1.jinja2": GOOD,
         "odd/tags.yaml": "- a\n- b\n", "twice/v1.jinja2": GOOD,
-        "twice/tags.yaml": "stable: v1\nv1: v1\n",
+        "twice/tags.yaml": "stable: v1\nv1: v1\nlatest: v1\n",
     })  # fmt: skip
     (home / "answer" / "v3.jinja2").write_bytes(b"\xff\xfe")
     with pytest.raises(InputError) as error:
         prompts.load(home)
     text = "\n".join(error.value.offenders)
     for words in (
+        "'v1' cannot be a tag", "'latest' cannot be a tag",
         "v1.jinja2: line 11: stands outside", "'V 2' is not a name", "v3.jinja2: not UTF-8",
         "stable points at v9", "bare/tags.yaml: missing", "prompts/empty: has no version",
         "odd/tags.yaml: must map tags", "tag 'v1' is also the name of a version",

@@ -236,12 +236,13 @@ def test_nothing_that_people_must_not_read_reaches_the_log(settings: Settings) -
     long = "The words of somebody. " * 900  # over one slice of the masking
     log.offer(record(1, question=f"Mail jane.roe@corp-mail.com: {secret}", answer=long + secret))
     log.offer(record(2, question="Größe?", feature="jane.roe@corp-mail.com"))
+    log.offer(record(3, feature="search-2"))
     log.close()
-    one, two = (find(settings, record(n).response_id) for n in (1, 2))
-    assert one and two
+    one, two, three = (find(settings, record(n).response_id) for n in (1, 2, 3))
+    assert one and two and three
     assert one.question == "Mail XXXX.XXX@XXXX-XXXX.XXX: XX-XXXX-" + "X" * 32
     assert one.answer == long + "XX-XXXX-" + "X" * 32
-    assert (two.question, two.feature) == ("Größe?", "XXXX.XXX@XXXX-XXXX.XXX")
+    assert (two.question, two.feature, three.feature) == ("Größe?", "other", "search-2")
 
 
 def test_a_day_as_one_table_with_its_numbers(

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+from mlflow.exceptions import MlflowException
 
 from contracts.digests import path_md5
 from contracts.errors import NotFoundError
 from contracts.records import Member, Release
 from contracts.settings import ROOT, Settings
-from resources import spool, tracking
+from resources import prompts, spool, tracking
+from resources.prompt_registry import mirror
 
 pytestmark = pytest.mark.slow  # MLflow's import and migrations cost 10 CPU seconds
 
@@ -151,6 +157,95 @@ def test_a_release_is_registered_once_and_aliases_move(
     assert register(release.model_copy(update={"id": "b" * 16}), settings, "candidate") == "2"
     stable = store.client.get_model_version_by_alias(MODEL, "stable")
     assert stable.tags["ratchet.release"] == "a" * 16
+
+
+TEMPLATE = (
+    "{% block system %}{% for p in passages %}{{ p.text }}{% endfor %}{% endblock %}"
+    "{% block user %}{{ question }} MARK{% endblock %}"
+)
+
+
+def released(settings: Settings, tags: str, **versions: str) -> Release:
+    """A release whose prompts lie in the checkout: ``versions`` by name, texts by their mark."""
+    home = settings.root / "prompts" / "answer"
+    shutil.rmtree(home, ignore_errors=True)
+    home.mkdir(parents=True)
+    for name, mark in versions.items():
+        (home / f"{name}.jinja2").write_text(TEMPLATE.replace("MARK", mark))
+    (home / "tags.yaml").write_text(tags)
+    path = settings.root / "prompts.json"
+    path.write_text(json.dumps(prompts.load(home.parent).to_json()))
+    members = {"prompts": Member(path="prompts.json", md5=path_md5(path), size=1)}
+    return Release(
+        id="a" * 16, members=members, prompt={"name": "answer", "version": "v1"}, model={}, gate={},
+        eval_set="", params={}, git_commit="c" * 40,
+    )  # fmt: skip
+
+
+def test_prompts_are_mirrored_once_and_aliases_follow_the_tags(
+    settings: Settings, store: tracking.Tracking
+) -> None:
+    settings = replace(settings, tracking=True)
+    client = store.client
+    first = released(settings, "stable: v1\n", v1="one")
+    assert str(mirror(first, settings)) == "answer/v1; answer/stable -> v1"
+    assert str(mirror(first, settings)) == "nothing new"
+    second = released(settings, "stable: v1\ncanary: v2\n", v1="one", v2="two")
+    assert str(mirror(second, settings)) == "answer/v2; answer/canary -> v2"
+    canary = client.get_prompt_version_by_alias("ratchet-answer", "canary")
+    assert canary.template == TEMPLATE.replace("MARK", "two")
+    assert canary.tags["ratchet.version"] == "v2" and "a" * 16 in canary.commit_message
+    # What is done by hand in MLflow does not lead: it is put back.
+    client.register_prompt("ratchet-answer", "by hand")
+    client.set_prompt_alias("ratchet-answer", "stable", 3)
+    client.set_prompt_alias("ratchet-answer", "mine", 3)
+    third = released(settings, "stable: v2\n", v1="one", v2="two")
+    done = mirror(third, settings)
+    assert done.registered == [] and done.problem is None
+    assert done.aliases == [
+        "answer/canary removed", "answer/mine removed", "answer/stable -> v2",
+    ]  # fmt: skip
+    aliases = {n: client.get_prompt_version("ratchet-answer", n).aliases for n in (1, 2, 3)}
+    assert aliases == {1: [], 2: ["stable"], 3: []}
+    # The same name with another text is another version; nothing that was registered changes.
+    fourth = released(settings, "stable: v1\n", v1="other", v2="two")
+    assert mirror(fourth, settings).registered == ["answer/v1"]
+    assert client.get_prompt_version("ratchet-answer", 1).template == TEMPLATE.replace(
+        "MARK", "one"
+    )
+    stable = client.get_prompt_version_by_alias("ratchet-answer", "stable")
+    assert stable.template == TEMPLATE.replace("MARK", "other")
+
+
+def test_what_mlflow_did_not_take_is_caught_up(
+    settings: Settings, store: tracking.Tracking, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = replace(settings, tracking=True)
+    release = released(settings, "stable: v1\n", v1="one", v2="two")
+    off = mirror(release, replace(settings, tracking=False))
+    assert "RATCHET_TRACKING=off" in str(off)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with socket.socket() as taken:  # bound and not listening: nobody answers here
+        taken.bind(("127.0.0.1", 0))
+        down = f"http://127.0.0.1:{taken.getsockname()[1]}"
+        problem = mirror(release, replace(settings, mlflow_uri=down)).problem
+    assert problem is not None and "does not answer" in problem
+    # Half-way: the second version is refused.
+    real, given = store.client.__class__.register_prompt, []
+
+    def once(self: Any, *args: Any, **more: Any) -> Any:
+        given.append(args)
+        if len(given) > 1:
+            raise MlflowException("the disk is full")
+        return real(self, *args, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store.client.__class__, "register_prompt", once)
+        half = mirror(release, settings)
+    assert half.registered == ["answer/v1"] and "the disk is full" in str(half)
+    assert str(mirror(release, settings)) == "answer/v2; answer/stable -> v1"
+    (settings.root / "prompts.json").write_text("{}")
+    assert "neither in the workspace nor in DVC's cache" in str(mirror(release, settings))
 
 
 def test_without_tracking_nothing_is_spooled(

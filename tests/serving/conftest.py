@@ -18,6 +18,7 @@ from resources import releases
 from serving.gateway.app import Gateway, create_app
 from serving.gateway.config import GatewayConfig, Requests
 from serving.gateway.engine import Deadlines
+from serving.gateway.http_protocol import Protocol
 from tests.serving.factory import build, open_json_live, point
 from tests.serving.fake_engine import FakeEngine
 
@@ -50,7 +51,7 @@ class Running:
             lifespan="on",
             timeout_graceful_shutdown=5,
             loop="uvloop",
-            http="httptools",
+            http=Protocol,
             ws="none",
         )
         self.server = uvicorn.Server(config)

@@ -47,11 +47,19 @@ def chunk(n: int, text: str, mark: str = "") -> Chunk:
     )  # fmt: skip
 
 
-def build(root: Path, mark: str = "one", **changes: Any) -> Path:
+def build(
+    root: Path,
+    mark: str = "one",
+    *,
+    versions: dict[str, str] | None = None,
+    tags: str = "stable: v1\n",
+    **changes: Any,
+) -> Path:
     """Write members and ``data/release.json`` under ``root``; return the release file.
 
     ``mark`` stands in the prompt and in every chunk, so that a mix of two releases shows.
-    ``changes`` replaces fields of the release before its id is computed.
+    ``versions`` are more versions of the prompt, by name. ``changes``
+    replaces fields of the release before its id is computed.
     """
     data = root / "data"
     for folder in ("index", "bundle/checkpoint", "prompts/answer"):
@@ -63,7 +71,9 @@ def build(root: Path, mark: str = "one", **changes: Any) -> Path:
     (data / "bundle" / "checkpoint" / "config.json").write_text(json.dumps({"mark": mark}))
     source = data / "prompts"
     (source / "answer" / "v1.jinja2").write_text(TEMPLATE.replace("MARK", mark))
-    (source / "answer" / "tags.yaml").write_text("stable: v1\n")
+    for name, text in (versions or {}).items():
+        (source / "answer" / f"{name}.jinja2").write_text(text)
+    (source / "answer" / "tags.yaml").write_text(tags)
     loaded = prompts.load(source)
     (data / "prompts.json").write_text(json.dumps(loaded.to_json()))
     prompt = loaded.get("answer")
@@ -131,7 +141,7 @@ def open_json_live(settings: Settings) -> Any:
             top_k=answers.top_k,
             min_score=answers.min_score,
         )
-        return Live(channel, installed, rag, answers.max_tokens)
+        return Live(channel, installed, rag, answers.max_tokens, installed.prompts())
 
     return open_live
 

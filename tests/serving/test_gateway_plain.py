@@ -173,7 +173,8 @@ def test_bytes_that_are_no_request_are_400(plain_shared: Running, raw: bytes) ->
 def test_another_replica_answers_and_after_the_first_byte_nobody_else_does(
     start: Callable[..., Running],
 ) -> None:
-    with FakeEngine() as good, FakeEngine() as bad:
+    # With a pause the first event is out before the error comes; else it could still be retried.
+    with FakeEngine(pause=0.05) as good, FakeEngine(pause=0.05) as bad:
         bad.fault = "500"
         running = start(config=configured(bad.url, good.url)).ready()
         answers = [post(running) for _ in range(6)]
@@ -227,6 +228,22 @@ def test_guards_redact_block_and_hold_back(
     asked = len(own_engine.bodies)
     assert code(post(running, messages=secret)) == (400, "content_blocked")
     assert len(own_engine.bodies) == asked
+
+
+def test_the_same_question_is_answered_once(plain: Running, own_engine: FakeEngine) -> None:
+    for stream in (False, True):
+        first = post(plain, temperature=0, stream=stream)
+        asked = len(own_engine.bodies)
+        again = post(plain, temperature=0, stream=stream)
+        assert again.content == first.content and len(own_engine.bodies) == asked
+        post(plain, temperature=0, stream=stream, max_tokens=7)
+        post(plain, stream=stream)  # another try may say something else
+        assert len(own_engine.bodies) == asked + 2
+    own_engine.fault = "eof"
+    broken = {"messages": [{"role": "user", "content": "break"}], "temperature": 0, "stream": True}
+    assert b"[DONE]" not in post(plain, **broken).content
+    own_engine.fault = ""
+    assert b"[DONE]" in post(plain, **broken).content
 
 
 def test_the_configuration_is_swapped_whole_or_not_at_all(

@@ -55,7 +55,7 @@ def refusal(scope: Scope, answer: Answer, max_bytes: int) -> str:
     body = answer.body
     if answer.changed:
         return "guard"
-    if answer.size > max_bytes:
+    if answer.size > max_bytes or not body:  # nothing was collected of what grew too large
         return "too_large"
     if _ERROR.search(body):
         return "error"

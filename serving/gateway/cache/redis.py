@@ -114,13 +114,14 @@ class RedisTier:
         answer = _read(found)
         return None if answer is None else (answer, left / 1000)
 
-    def put(self, scope: Scope, answer: Answer, ttl: float) -> None:
-        """Write it soon; dropped when Redis is away or too many wait."""
+    def put(self, scope: Scope, answer: Answer, ttl: float) -> bool:
+        """Write it soon; false: dropped, because Redis is away or too many wait."""
         if not self.up or len(self._queue) >= WAITING:
             self._failed("put")
-            return
+            return False
         self._queue.append((self._name(scope), _written(answer), max(1, round(ttl * 1000))))
         self._wake.set()
+        return True
 
     async def flush(self) -> None:
         """Wait until everything is written, or Redis is down."""

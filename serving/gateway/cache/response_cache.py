@@ -5,8 +5,8 @@
         ...                       # send found.answer.replay(response_id)
     else:
         with found as flight:     # leaving it without an answer lets the next in line try
-            ...                   # ask the model, relay
-            flight.put(Answer(...))
+            ...                   # ask the model, relay; of a stream: flight.write(each piece)
+            flight.put(Answer(body or flight.body, ...))
 
 Tiers, nearest first: this process, the same request that is under way already, Redis, and meaning.
 A hit or a miss in this process takes microseconds and never gives up the event loop.
@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
@@ -24,7 +25,7 @@ from typing import Literal, Self
 from contracts.settings import Settings
 from serving.gateway.cache.answer import Answer, refusal
 from serving.gateway.cache.config import Cache
-from serving.gateway.cache.exact import MemoryTier
+from serving.gateway.cache.exact import MemoryTier, matches
 from serving.gateway.cache.redis import RedisTier
 from serving.gateway.cache.scope import Scope
 from serving.gateway.cache.semantic import SemanticTier, question_of
@@ -51,13 +52,33 @@ class Flight:
     """The duty to get an answer. ``put`` or ``fail`` ends it, and so does leaving the context;
     what comes first counts. Neither waits nor raises."""
 
-    __slots__ = ("_cache", "_lead", "open", "rival", "scope", "vector")
+    __slots__ = (
+        "_cache", "_lead", "_pieces", "_room", "began", "open", "rival", "scope", "vector",
+    )  # fmt: skip
 
     def __init__(self, cache: ResponseCache, scope: Scope, lead: Lead[Answer] | None) -> None:
         self._cache, self.scope, self._lead = cache, scope, lead
         self.open = True
         self.vector: list[float] | None = None  # of the question, when it was embedded
         self.rival: Answer | None = None  # what the semantic tier would have answered
+        self.began = cache.purges  # what was purged later is not stored from this flight
+        self._pieces: list[bytes] = []
+        self._room = 0 if scope.bypass else cache.config.exact.max_entry_bytes
+
+    def write(self, data: bytes) -> None:
+        """Collect a piece of a stream as the client was sent it. What is not for the cache, or
+        becomes too large for it, is not collected."""
+        if self._room > 0:
+            self._room -= len(data)
+            if self._room > 0:
+                self._pieces.append(data)
+            else:
+                self._pieces.clear()
+
+    @property
+    def body(self) -> bytes:
+        """What was collected; b"" when it was too much."""
+        return b"".join(self._pieces)
 
     def put(self, answer: Answer) -> bool:
         """The whole answer as the client was sent it; whether it was kept."""
@@ -111,10 +132,12 @@ class ResponseCache:
         )
         self._flights: Flights[Answer] = Flights(exact.wait_seconds, clock)
         self._solo: dict[bytes, float] = {}
+        self.purges = 0
+        self._purged: deque[tuple[int, str | None, str | None]] = deque(maxlen=100)
         self.redis: RedisTier | None = None
         if settings.redis_url and exact.enabled:
             self.redis = RedisTier(
-                settings.redis_url, exact.timeout_ms, self.memory.purge,
+                settings.redis_url, exact.timeout_ms, self._forget,
                 lambda what: metrics.cache_failures.labels("redis", what).inc(),
             )  # fmt: skip
         self.semantic = semantic
@@ -141,7 +164,8 @@ class ResponseCache:
             await self.semantic.close()
 
     def configure(self, config: Cache) -> None:
-        """Other sizes, times and thresholds from the next request on. Stores and model stay."""
+        """Other sizes, times and thresholds from the next request on. The stores and the embedding
+        model stay; a semantic tier that was off at the start stays off."""
         self.config = config
         self.memory.configure(config.exact.max_bytes)
         self._flights.wait_seconds = config.exact.wait_seconds
@@ -171,9 +195,9 @@ class ResponseCache:
             if isinstance(found, Answer):
                 return self._hit("flight", found)
             self._misses["flight"].inc()
-            return Flight(self, scope, found)
+            lead = found
         flight = Flight(self, scope, lead)
-        if self.redis is None and self.semantic is None:
+        if lead is None or (self.redis is None and self.semantic is None):
             return flight
         return await self._far(flight, lead)
 
@@ -189,7 +213,8 @@ class ResponseCache:
                     self.memory.put(scope, *found)
                     return self._landed("redis", flight, lead, found[0])
                 self._misses["redis"].inc()
-            if self.semantic is not None and question_of(scope.request) is not None:
+            if self._means(scope):
+                assert self.semantic is not None
                 began = self._clock()
                 near = await self.semantic.find(scope)
                 self._seconds["semantic"].observe(self._clock() - began)
@@ -203,16 +228,39 @@ class ResponseCache:
             raise
         return flight
 
+    def _means(self, scope: Scope) -> bool:
+        """Whether the semantic tier is there and for this request."""
+        on = self.semantic is not None and self.config.semantic.enabled
+        return on and question_of(scope.request) is not None
+
     async def purge(self, *, release: str | None = None, model: str | None = None) -> int:
         """Forget, in every tier and every worker that shares Redis, what a release (or target) or
         a logical model answered; neither: everything. How many answers that were; raises what a
         store raises that does not answer."""
-        count = await self.memory.purge(release, model)
+        count = await self._forget(release, model)
         if self.redis:
             count += await self.redis.purge(release, model)
         if self.semantic:
             count += await self.semantic.purge(release, model)
         return count
+
+    async def _forget(self, release: str | None, model: str | None) -> int:
+        """Of this process; also what is still being answered."""
+        self.purges += 1
+        self._purged.append((self.purges, release, model))
+        return await self.memory.purge(release, model)
+
+    def _outdated(self, flight: Flight) -> bool:
+        """Whether what it answers was purged since it began; sure for 100 purges."""
+        if flight.began == self.purges:
+            return False
+        if self.purges - flight.began > len(self._purged):
+            return True
+        scope = flight.scope
+        return any(
+            number > flight.began and matches(scope.target, scope.model, release, model)
+            for number, release, model in self._purged
+        )
 
     # -- what a flight ends with ------------------------------------------------------------------
 
@@ -221,11 +269,14 @@ class ResponseCache:
         if scope.bypass:
             return False
         why = refusal(scope, answer, exact.max_entry_bytes)
+        if not why and self._outdated(flight):
+            why = "purged"
         if why:
             self._metrics.cache_refused.labels(why).inc()
-            if len(self._solo) >= MAX_SOLO:
-                self._solo.clear()
-            self._solo[scope.key] = self._clock() + SOLO_SECONDS
+            if why != "purged":
+                if len(self._solo) >= MAX_SOLO:
+                    self._solo.clear()
+                self._solo[scope.key] = self._clock() + SOLO_SECONDS
             if lead is not None:
                 self._flights.scatter(lead)
             return False
@@ -234,8 +285,7 @@ class ResponseCache:
         self._metrics.cache_stored.labels("memory").inc()
         if lead is not None:
             self._flights.land(lead, answer)
-        if self.redis is not None:
-            self.redis.put(scope, answer, exact.ttl_seconds)
+        if self.redis is not None and self.redis.put(scope, answer, exact.ttl_seconds):
             self._metrics.cache_stored.labels("redis").inc()
         if self.semantic is not None and flight.vector is not None:
             self.semantic.put(scope, flight.vector, answer, flight.rival)

@@ -1,8 +1,8 @@
 """Which requests may share an answer: the key of the cache.
 
 Everything that an answer may depend on is in the key: who the tenant is, what answers, with which
-prompt and which guards, and every field of the body. It is one JSON array, so no text can pretend to
-be the end of the field before it, and a hash of it, so no text stands in a key.
+prompt and which guards, and every field of the body. It is one JSON array, so no text can pretend
+to be the end of the field before it, and a hash of it, so no text stands in a key.
 """
 
 from __future__ import annotations

@@ -31,9 +31,7 @@ class Lead(Generic[T]):
 class Flights(Generic[T]):
     """All lines of this process; one event loop."""
 
-    def __init__(
-        self, wait_seconds: float, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, wait_seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
         self.wait_seconds, self._clock = wait_seconds, clock
         self._leads: dict[bytes, Lead[T]] = {}
 

@@ -1,0 +1,184 @@
+"""HTTP/1.1 at the door: uvicorn's protocol over llhttp, stricter, with a deadline for each wait.
+
+llhttp refuses what is ambiguous in framing (both lengths, two lengths, folded headers, bare LF).
+Refused here: what leaves open whom a request is for, and what could be read in two ways by a proxy
+before us. Waits that uvicorn does not end: a head that never ends, a body that goes on after its
+answer, an answer that nobody reads. And of several requests on one connection, uvicorn tells only
+the last that its client left; here the one that is being answered hears of it.
+"""
+
+from __future__ import annotations
+
+import re
+from asyncio import TimerHandle, Transport
+from datetime import UTC, datetime
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import (
+    STATUS_LINE,
+    HttpToolsProtocol,
+    RequestResponseCycle,
+)
+
+from resources.requests import new_response_id
+from serving.gateway.envelope import ApiError
+
+#: A head comes in one packet, or in a few; 64 KiB is four times what other servers take.
+HEAD_SECONDS = 10.0
+HEAD_BYTES = 64 << 10
+#: For the rest of a body that was refused, and for the last bytes to a client that does not read.
+LINGER_SECONDS = 2.0
+_HOST = re.compile(rb"[A-Za-z0-9.\-_]*(?::[0-9]{0,5})?|\[[0-9A-Fa-f:.]+\](?::[0-9]{0,5})?")
+
+
+class Protocol(HttpToolsProtocol):
+    """One connection. Give the class to ``uvicorn.Config(http=...)``."""
+
+    head_seconds, linger_seconds = HEAD_SECONDS, LINGER_SECONDS
+
+    def __init__(self, *args: Any, **more: Any) -> None:
+        super().__init__(*args, **more)
+        self._timer: TimerHandle | None = None  # of the head, or of what lingers
+        self._writing: TimerHandle | None = None
+        self._answering: RequestResponseCycle | None = None
+        self._between = True  # no request has begun, or the last one is here whole
+        self._head = 0  # bytes of the head that has begun
+        self._refused = ""
+
+    def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._timer = self.loop.call_later(self.head_seconds, self._head_is_late)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_timer()
+        if self._writing is not None:
+            self._writing.cancel()
+            self._writing = None
+        answering = self._answering
+        if answering is not None and not answering.response_complete:
+            answering.disconnected = True
+            answering.message_event.set()
+        self._answering = None
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self._between and data[0] in b"\r\n" and not data.strip(b"\r\n"):
+            return  # empty lines before a request are allowed, and are not life
+        super().data_received(data)
+        if self._head:  # begun and not at its end
+            self._head += len(data)
+            if self._head > HEAD_BYTES and not self.transport.is_closing():
+                self._refused = f"The head has more than {HEAD_BYTES} bytes."
+                self.send_400_response("")
+            elif self._timer is None:
+                self._timer = self.loop.call_later(self.head_seconds, self._head_is_late)
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._between, self._head = False, 1
+
+    def on_headers_complete(self) -> None:
+        self._head = 0
+        self._stop_timer()
+        self._refused = self._wrong()
+        if self._refused:
+            raise ValueError(self._refused)  # the parser makes it an error of its own
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        self._between = True
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if not self._between and not self.pipeline and not self.transport.is_closing():
+            # Refused before the body was here. Closing at once could lose the answer.
+            self._stop_timer()
+            self._timer = self.loop.call_later(self.linger_seconds, self._close)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._writing = self.loop.call_later(self.linger_seconds, self._is_read)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._writing is not None:
+            self._writing.cancel()
+            self._writing = None
+
+    def timeout_keep_alive_handler(self) -> None:
+        self._close()
+
+    def send_400_response(self, msg: str) -> None:
+        """uvicorn's way to refuse what is no request; in our envelope."""
+        if self.transport.is_closing():
+            return
+        answering = self._answering
+        if answering is not None and not answering.response_complete:
+            self._close()  # an error in the middle of an answer would be taken for its text
+            return
+        error = ApiError("invalid_request", self._refused or "That is no valid HTTP request.")
+        self._tell(error)
+
+    def _tell(self, error: ApiError) -> None:
+        request_id = new_response_id(datetime.now(UTC))
+        body = error.body(request_id)
+        head = (
+            f"content-type: application/json\r\ncontent-length: {len(body)}\r\n"
+            f"x-request-id: {request_id}\r\nconnection: close\r\n\r\n"
+        )
+        self.transport.write(STATUS_LINE[error.status] + head.encode() + body)
+        self._close()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._answering = cycle
+        super()._start_asgi_task(cycle, app)
+
+    def _wrong(self) -> str:
+        """Why this head may not go on; "" when it may."""
+        version = self.parser.get_http_version()
+        if not self.url.startswith(b"/"):
+            return "The request's target must be a path."
+        if version not in ("1.1", "1.0"):
+            return "The server speaks HTTP/1.1."
+        hosts, coding = [], None
+        for name, value in self.headers:
+            if name == b"host":
+                hosts.append(value)
+            elif name == b"transfer-encoding":
+                coding = value if coding is None else coding + b", " + value
+        if len(hosts) != 1 and (hosts or version == "1.1"):
+            return "A request has exactly one Host."
+        if hosts and _HOST.fullmatch(hosts[0]) is None:
+            return "The Host is no host."
+        if coding is not None and (version == "1.0" or coding.lower() != b"chunked"):
+            return "The only transfer coding is chunked."
+        return ""
+
+    def _head_is_late(self) -> None:
+        self._timer = None
+        if not self.transport.is_closing():
+            if self._head:
+                self._tell(ApiError("request_timeout", "The request's head did not come in time."))
+            else:
+                self._close()
+
+    def _is_read(self) -> None:
+        """Look again at an answer that is not read; the handler decides how long that may last."""
+        self._writing = None
+        if self.transport.is_closing():
+            self.transport.abort()
+        else:
+            self._writing = self.loop.call_later(self.linger_seconds, self._is_read)
+
+    def _close(self) -> None:
+        """Close when what was written is out; a peer that does not take it is cut off."""
+        self._stop_timer()
+        if not self.transport.is_closing():
+            self.transport.close()
+        self._timer = self.loop.call_later(self.linger_seconds, self.transport.abort)
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None

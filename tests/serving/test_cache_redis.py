@@ -1,0 +1,164 @@
+"""The shared tier on a real Redis: two workers, an outage in the middle, purges."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+
+import pytest
+import redis
+
+from contracts.settings import Settings
+from serving.gateway.cache import Answer, Flight, Hit, ResponseCache
+from serving.gateway.cache.redis import PREFIX, RedisTier
+from serving.gateway.metrics import Metrics
+from tests.servers import Server, redis_server, redis_url  # noqa: F401
+from tests.serving.cache_requests import answer, config, runs, scope, stream_of, until, value
+
+
+@asynccontextmanager
+async def worker(url: str) -> AsyncIterator[tuple[ResponseCache, Metrics]]:
+    metrics = Metrics()
+    cache = ResponseCache(config(), replace(Settings.from_env({}), redis_url=url), metrics)
+    await cache.start()
+    try:
+        yield cache, metrics
+    finally:
+        await cache.close()
+
+
+async def fill(cache: ResponseCache, *scopes: object) -> None:
+    for one in scopes:
+        flight = await cache.lookup(one)  # type: ignore[arg-type]
+        assert isinstance(flight, Flight)
+        assert flight.put(answer(one.target))  # type: ignore[attr-defined]
+    assert cache.redis is not None
+    await cache.redis.flush()
+
+
+async def tier_of(cache: ResponseCache, one: object) -> str:
+    found = await cache.lookup(one)  # type: ignore[arg-type]
+    if isinstance(found, Flight):
+        found.fail()
+        return "miss"
+    return found.tier
+
+
+@runs
+async def _two_workers(url: str) -> None:
+    tenant = f"t{time.monotonic_ns()}"
+    one = scope(tenant=tenant, stream=True)
+    async with worker(url) as (first, _), worker(url) as (second, metrics):
+        flight = await first.lookup(one)
+        assert isinstance(flight, Flight)
+        kept = Answer(stream_of("Größe\n"), 10, 3, "resp-1", "Größe\n", b'{"cited": [1]}')
+        assert flight.put(kept)
+        assert first.redis is not None
+        await first.redis.flush()
+        found = await second.lookup(one)
+        assert isinstance(found, Hit)
+        assert (found.tier, found.answer) == ("redis", kept)
+        assert await tier_of(second, one) == "memory"
+        assert await tier_of(second, scope(tenant=f"{tenant}x", stream=True)) == "miss"
+        assert value(metrics, "lookups_total", tier="redis", outcome="hit") == 1
+        entry = second.memory._entries[one.key]
+        assert 3_500 < entry.expires - time.monotonic() <= 3_600  # what is left, not anew
+
+
+def test_two_workers_share_answers_and_their_end(redis_url: str) -> None:  # noqa: F811
+    _two_workers(redis_url)
+
+
+@runs
+async def _purges(url: str) -> None:
+    tenant = f"t{time.monotonic_ns()}"
+    scopes = [
+        scope(tenant=tenant, target=f"{tenant}-{number}+9", model=f"{tenant}-m")
+        for number in range(2)
+    ]
+    async with worker(url) as (first, _), worker(url) as (second, _):
+        await fill(first, *scopes)
+        assert [await tier_of(second, one) for one in scopes] == ["redis"] * 2
+        assert await first.purge(release=f"{tenant}-0") == 2  # here and in Redis
+        await until(lambda: len(second.memory) == 1)
+        assert [await tier_of(second, one) for one in scopes] == ["miss", "memory"]
+        assert await second.purge(model=f"{tenant}-m") == 2
+        await until(lambda: len(first.memory) == 0)
+        assert [await tier_of(first, one) for one in scopes] == ["miss"] * 2
+
+
+def test_a_purge_reaches_every_worker(
+    redis_url: str,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("serving.gateway.cache.redis.PURGE_SECONDS", 0.05)
+    _purges(redis_url)
+
+
+@runs
+async def _outage(server: Server) -> None:
+    one, two = scope(tenant="before"), scope(tenant="within")
+    async with worker(server.url) as (first, metrics), worker(server.url) as (second, _):
+        await fill(first, one)
+        server.freeze()  # it takes connections and does not answer
+        try:
+            began = time.monotonic()
+            assert await tier_of(second, one) == "miss"
+            assert time.monotonic() - began < 0.5  # one deadline of 25 ms on a busy machine
+            assert second.redis is not None and not second.redis.up
+            began = time.monotonic()
+            for _ in range(100):
+                assert await tier_of(second, one) == "miss"
+            assert time.monotonic() - began < 0.25  # the breaker: none of them asks
+        finally:
+            server.thaw()
+        server.kill()
+        assert await tier_of(first, one) == "memory"
+        flight = await first.lookup(two)
+        assert isinstance(flight, Flight) and flight.put(answer())  # nothing raises
+        assert await tier_of(first, two) == "memory"
+        await until(lambda: first.redis is not None and not first.redis.up)
+        assert value(metrics, "failures_total", tier="redis", what="get") >= 1
+        with pytest.raises((redis.RedisError, OSError)):
+            await first.purge()
+        server.start()
+        await until(lambda: first.redis.up and second.redis.up)  # type: ignore[union-attr]
+        assert await tier_of(second, one) == "redis"  # it outlived the crash (appendonly)
+
+
+def test_an_outage_is_a_miss_within_milliseconds(redis_server: Server) -> None:  # noqa: F811
+    _outage(redis_server)
+
+
+@runs
+async def _never_there() -> None:
+    async with worker("redis://127.0.0.1:1/0") as (cache, _):
+        await cache.lookup(scope())
+
+
+def test_a_gateway_starts_without_its_redis() -> None:
+    _never_there()
+
+
+@runs
+async def _damage(url: str) -> None:
+    one = scope(tenant=f"t{time.monotonic_ns()}")
+    async with worker(url) as (first, _), worker(url) as (second, _):
+        await fill(first, one)
+        assert isinstance(first.redis, RedisTier)
+        with redis.Redis.from_url(url) as client:
+            whole = client.get(first.redis._name(one))
+            for damage in (b"", b"x", b"[1,2]\nbody", b'[1,2,"a","b",3]\nbody', b"[]"):
+                client.set(first.redis._name(one), damage, keepttl=True)
+                assert await tier_of(second, one) == "miss"
+            client.set(first.redis._name(one), whole)  # without an end: nobody of ours wrote it
+            assert await tier_of(second, one) == "miss"
+            client.set(first.redis._name(one), whole, ex=60)
+            assert await tier_of(second, one) == "redis"
+            assert not any(b"By card" in key for key in client.scan_iter(f"{PREFIX}*"))
+
+
+def test_a_damaged_entry_is_a_miss(redis_url: str) -> None:  # noqa: F811
+    _damage(redis_url)
