@@ -177,22 +177,6 @@ def test_several_processes_give_the_same_bytes(
     assert build(tmp_path, pages, "b", knobs()) == one
 
 
-@pytest.mark.slow
-def test_ray_gives_the_same_bytes(
-    tmp_path: Path, state: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import ray
-
-    pages = [document(number) for number in range(12)]
-    one = build(tmp_path, pages, "a", knobs())
-    monkeypatch.setenv("RATCHET_STATE_DIR", str(tmp_path / "other"))
-    monkeypatch.setattr(chunks, "BATCH", 3000)
-    try:
-        assert build(tmp_path, pages, "b", knobs(engine="ray")) == one
-    finally:
-        ray.shutdown()
-
-
 def test_documents_without_text_are_refused(tmp_path: Path, state: Path) -> None:
     with pytest.raises(InputError, match="No document holds any text"):
         build(tmp_path, [document(1, text=" \n")], "a", knobs())

@@ -138,6 +138,7 @@ def run(
     return build.build(knobs, out, out.parent / "scratch", say)
 
 
+@pytest.mark.slow
 def test_same_bytes_twice_and_after_a_kill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     metrics = run(tmp_path / "a" / "model", monkeypatch)
     monkeypatch.setattr(train, "EVERY", 1)

@@ -84,6 +84,7 @@ def test_one_document_cannot_choose() -> None:
     assert found[FUSED].interval is None and not found[FUSED].better
 
 
+@pytest.mark.slow
 def test_the_best_of_many_equal_arms_is_rarely_taken_for_better() -> None:
     """Ten arms that differ from dense by chance alone, 24 documents: about 5 % of the time one
     looks better (2.5 % each, were they judged one by one, would give 15 %)."""

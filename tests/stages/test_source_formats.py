@@ -136,6 +136,7 @@ def package_texts(name: str, pattern: str) -> list[str]:
     return [file.read_text() for file in sorted(folder.rglob(pattern))]
 
 
+@pytest.mark.slow
 def test_markdown_headings_are_those_that_chunks_see() -> None:
     """Documents and chunks scan for themselves: a heading of one must be one of the other."""
     texts = [file.read_text() for file in sorted((ROOT / "docs").rglob("*.md"))]

@@ -226,6 +226,7 @@ def test_fifty_megabytes_on_one_line(folder: Path, tmp_path: Path) -> None:
     assert len(rows.text("long.md")) == len(line)
 
 
+@pytest.mark.slow
 def test_a_child_is_bounded_in_time_and_memory() -> None:
     """Three children: one is stopped by its clock, one by its memory, the last one answers."""
     page = b"<p>" + b"<b>x</b>" * 120_000  # 3.5 s to parse
