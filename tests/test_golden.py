@@ -27,6 +27,7 @@ MIN_WORDS = 12_500  # 25 pages of 500 words
 WITHOUT_QUESTIONS = {  # to train on
     "docs/caching.md",
     "docs/embeddings-and-scale.md",
+    "docs/faults.md",
     "docs/first-steps.md",
     "docs/glossary.md",
     "docs/guards.md",

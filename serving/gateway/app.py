@@ -24,6 +24,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from contracts.errors import RatchetError
 from contracts.settings import Settings
+from resources import feedback
 from resources.keys import KeyStore
 from serving.gateway.api_request import PATHS
 from serving.gateway.auth import Authenticator
@@ -31,6 +32,7 @@ from serving.gateway.cache.response_cache import ResponseCache
 from serving.gateway.config import GatewayConfig, load, refuse_exposed
 from serving.gateway.engine import Deadlines, EngineClient
 from serving.gateway.envelope import ApiError
+from serving.gateway.feedback import FeedbackEndpoint
 from serving.gateway.guards.run import Guards
 from serving.gateway.handler import Handler
 from serving.gateway.health import Health
@@ -41,7 +43,7 @@ from serving.gateway.metrics import CONTENT_TYPE, Metrics
 from serving.gateway.models import Models
 from serving.gateway.openapi import document_bytes
 from serving.gateway.prompt_choice import PromptChooser
-from serving.gateway.request_log import RequestLog
+from serving.gateway.recording import Recording
 from serving.gateway.responses import error_response, json_response
 from serving.gateway.retrieval import Retriever
 from serving.gateway.routing.router import Router
@@ -50,6 +52,8 @@ from serving.gateway.upstream import UpstreamClient
 
 log = logging.getLogger("ratchet.gateway.app")
 CHANNEL = "stable"
+FEEDBACK = "/v1/feedback"
+POSTED = (*PATHS.values(), FEEDBACK)
 RELOAD_SECONDS = 1.0
 
 
@@ -96,7 +100,7 @@ class Gateway:
             limiter=open_limiter(config.limits, settings, metrics, workers=workers),
             tokenizers=tokenizers,
             cache=ResponseCache(config.cache, settings, metrics),
-            request_log=RequestLog(settings.requests_dir, metrics),
+            recording=Recording(settings, config.telemetry, metrics, keys.pepper),
             metrics=metrics,
             now=self._configured(config, tokenizers),
             salt=keys.pepper,
@@ -104,13 +108,17 @@ class Gateway:
         self.live = self.services.live
         self.health = Health(self.live, self.services.engine, metrics, health_every)
         self.models = Models(self.services)
+        self.feedback = FeedbackEndpoint(
+            self.services.authenticator, feedback.folder(settings), settings.requests_dir, metrics
+        )
+        self.services.recording.noted = self.feedback.note
         metrics.in_flight.set_function(lambda: self.services.in_flight)
 
     @contextlib.asynccontextmanager
     async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
         """Start the parts and tasks; at the end let the logs write what waits."""
         services = self.services
-        services.request_log.start()
+        services.recording.start()
         services.authenticator.start()
         await services.limiter.start()
         await services.cache.start()
@@ -136,7 +144,7 @@ class Gateway:
                 await services.limiter.close()
                 await services.cache.close()
                 await asyncio.to_thread(services.authenticator.close)
-                await asyncio.to_thread(services.request_log.close)
+                await services.recording.close()
 
     async def reload(self) -> bool:
         """Read the configuration again and swap it in whole; False, and everything as it was, when
@@ -151,9 +159,12 @@ class Gateway:
             services.router.configure(config.routing)  # refuses missing keys before it changes
         except (RatchetError, OSError) as error:
             self.metrics.reloads.labels("refused").inc()
+            services.recording.audit.event("config_refused")
             log.error("the configuration was not taken: %s", error)
             return False
         services.limiter.configure(config.limits)
+        services.recording.configure(config.telemetry)
+        services.recording.audit.event("config_taken")
         services.cache.configure(config.cache)
         services.authenticator.config = config.auth
         services.now = following
@@ -237,7 +248,10 @@ class App:
 
     def __init__(self, gateway: Gateway, router: ASGIApp) -> None:
         self._router = router
-        self._handlers = {path: Handler(kind, gateway.services) for kind, path in PATHS.items()}
+        self._handlers: dict[str, ASGIApp] = {
+            path: Handler(kind, gateway.services) for kind, path in PATHS.items()
+        }
+        self._handlers[FEEDBACK] = gateway.feedback
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["method"] == "POST":
@@ -257,7 +271,10 @@ def create_app(gateway: Gateway) -> ASGIApp:
     """The application of a gateway."""
     router = Starlette(
         routes=[
-            *(Route(path, _not_posted, methods=["POST"]) for path in PATHS.values()),
+            *(
+                Route(path, _not_posted, methods=["POST"])
+                for path in (*PATHS.values(), "/v1/feedback")
+            ),
             Route("/v1/models", gateway.models.index),
             Route("/v1/models/{name:path}", gateway.models.one),
             Route("/healthz", gateway.healthz),

@@ -20,7 +20,9 @@ from serving.gateway.cache.config import Cache
 from serving.gateway.guards.policy import GuardsConfig
 from serving.gateway.limits.config import Limits
 from serving.gateway.prompt_choice import Experiments
+from serving.gateway.request_log import Logs
 from serving.gateway.routing.config import Routing
+from serving.gateway.telemetry.config import Telemetry
 
 Amount = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
 
@@ -60,6 +62,8 @@ class GatewayConfig(Closed):
     guards: GuardsConfig = GuardsConfig()
     routing: Routing = Routing()
     prices: dict[str, Price] = {}
+    telemetry: Telemetry = Telemetry()
+    logs: Logs = Logs()
     cache: Cache = Cache()
     prompts: Experiments = {}  # versions to try against each other, by weight
 

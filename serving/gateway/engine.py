@@ -12,8 +12,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import aiohttp
@@ -63,7 +64,11 @@ class EngineClient:
         await self._session.close()
 
     async def stream(
-        self, url: str, body: dict[str, Any], request_id: str
+        self,
+        url: str,
+        body: dict[str, Any],
+        request_id: str,
+        trace: Mapping[str, str] = MappingProxyType({}),
     ) -> AsyncGenerator[tuple[Frame | None, dict[str, Any]], None]:
         """Frames of one chat completion with their parsed data, without the final ``[DONE]``.
 
@@ -71,7 +76,7 @@ class EngineClient:
         context_length_exceeded, engine_disconnected, engine_malformed_stream. Closing the iterator
         closes the connection.
         """
-        response = await self._open(url, body, request_id)
+        response = await self._open(url, body, request_id, trace)
         try:
             async for frame in self._frames(response):
                 if frame.done:
@@ -113,11 +118,13 @@ class EngineClient:
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError):
             return False
 
-    async def _open(self, url: str, body: dict[str, Any], request_id: str) -> Any:
+    async def _open(
+        self, url: str, body: dict[str, Any], request_id: str, trace: Mapping[str, str]
+    ) -> Any:
         """The engine's response with its head read; asked again once when a pooled connection
         turns out to be closed."""
         data = json.dumps(body, ensure_ascii=False).encode("utf-8", "replace")
-        headers = {"content-type": "application/json", "x-request-id": request_id}
+        headers = {"content-type": "application/json", "x-request-id": request_id, **trace}
         for attempt in (1, 2):
             try:
                 response = await self._session.post(

@@ -23,6 +23,7 @@ from serving.gateway.limits import Lease
 from serving.gateway.live import Live
 from serving.gateway.metrics import Metrics
 from serving.gateway.prompt_choice import Choice
+from serving.gateway.telemetry.spans import Trace
 
 _STRICTNESS = ("allow", "flag", "redact", "block")
 
@@ -60,6 +61,7 @@ class Exchange:
     tokens_estimated: bool = False
     guard: str = "allow"  # the strictest thing that a guard did
     verdicts: list[Verdict] = field(default_factory=list)
+    trace: Trace = field(default_factory=Trace)
     more_headers: list[tuple[bytes, bytes]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -125,17 +127,7 @@ class Exchange:
         text = self.text
         if self.live is not None:
             self._finish_release(text, metrics)
-        code = self.error.code if self.error else "ok"
-        record = self._record(text, salt)
-        metrics.requests.labels(code, record.status, str(self.stream).lower()).inc()
-        metrics.latency.labels(str(self.stream).lower()).observe(record.latency_ms / 1000)
-        if self.ttft_ms is not None:
-            metrics.ttft.observe(self.ttft_ms / 1000)
-        if code.startswith("engine_"):
-            metrics.engine_errors.labels(code).inc()
-        metrics.tokens.labels("prompt").inc(self.prompt_tokens or 0)
-        metrics.tokens.labels("completion").inc(self.completion_tokens or 0)
-        return record
+        return self._record(text, salt)
 
     def _finish_release(self, text: str, metrics: Metrics) -> None:
         """What only answers from documents have."""

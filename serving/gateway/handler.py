@@ -40,14 +40,14 @@ class Handler:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         services = self.services
-        exchange = Exchange("", self.kind)
+        exchange = Exchange("", self.kind, trace=services.recording.begin(scope["headers"]))
         reply = Reply(exchange, send, services.now.config.requests.write_seconds)
         services.in_flight += 1
         try:
             await self._told(scope, receive, exchange, reply)
         finally:
             services.in_flight -= 1
-            services.request_log.offer(exchange.finish(services.metrics, services.salt))
+            services.recording.ended(exchange)
 
     async def _told(self, scope: Scope, receive: Receive, exchange: Exchange, reply: Reply) -> None:
         """Work until done or the client is gone; every failure ends in one error, told once."""
@@ -74,7 +74,7 @@ class Handler:
         exchange.principal = principal = services.authenticator.authenticate(scope["headers"])
         if services.in_flight > allowed.in_flight:
             raise ApiError("overloaded", "Too many requests are in flight.")
-        trace = _headers(scope, exchange)
+        _headers(scope, exchange)
         raw = await read_body(scope, receive, allowed.body_bytes, allowed.body_seconds)
         async with WhileConnected(receive, reply.is_over):
             given = read_object(raw)
@@ -83,15 +83,14 @@ class Handler:
             if may and self.kind == "chat" and name in (release.ALIAS, services.live.channel):
                 await release.answer(services, given, exchange, reply)
             elif may and (route := services.router.routes.get(name)):
-                await plain.answer(services, route, given, exchange, reply, trace)
+                await plain.answer(services, route, given, exchange, reply)
             else:
                 exchange.model = ""  # a client's invention is no label
                 raise ApiError("model_not_found", f"There is no model '{name[:64]}'.", "model")
 
 
-def _headers(scope: Scope, exchange: Exchange) -> dict[str, str]:
-    """Take what is ours out of the headers; return the trace context, which goes on."""
-    trace: dict[str, str] = {}
+def _headers(scope: Scope, exchange: Exchange) -> None:
+    """Take what is ours out of the headers."""
     for name, value in scope["headers"]:
         if name in (b"x-session-id", b"x-ratchet-feature"):
             text = value.decode("latin-1")
@@ -102,8 +101,5 @@ def _headers(scope: Scope, exchange: Exchange) -> dict[str, str]:
                 exchange.session = text
             else:
                 exchange.feature = text
-        elif name in (b"traceparent", b"tracestate"):
-            trace[name.decode()] = value.decode("latin-1")
     if not exchange.feature and exchange.principal is not None:
         exchange.feature = exchange.principal.key.feature or ""
-    return trace

@@ -73,6 +73,9 @@ class Metrics:
         self.in_flight = Gauge(
             "ratchet_gateway_in_flight", "Chat requests being worked on.", registry=registry
         )
+        self.tasks = Gauge(
+            "ratchet_gateway_tasks", "Tasks of the event loop, idle ones too.", registry=registry
+        )
         self.retrieval_waiting = Gauge(
             "ratchet_gateway_retrieval_waiting",
             "Questions waiting for retrieval or in it.",

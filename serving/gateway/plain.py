@@ -36,7 +36,6 @@ async def answer(
     given: dict[str, Any],
     exchange: Exchange,
     reply: Reply,
-    trace: dict[str, str],
 ) -> None:
     """Answer one request. Raises ApiError; after the first byte, the stream has begun."""
     now, principal = services.now, exchange.principal
@@ -66,7 +65,7 @@ async def answer(
             await turn.replay(found)  # the request counts; its tokens and cost do not
             return
         with found as flight:
-            await turn.ask(flight, lease, prompt, trace)
+            await turn.ask(flight, lease, prompt)
 
 
 @dataclass(slots=True)
@@ -105,17 +104,21 @@ class _Turn:
         else:
             await self.reply.whole(200, body)
 
-    async def ask(self, flight: Flight, lease: Lease, prompt: int, trace: dict[str, str]) -> None:
+    async def ask(self, flight: Flight, lease: Lease, prompt: int) -> None:
         """Ask a candidate; settle what was used; keep the answer if it may be kept."""
         exchange, request, now = self.exchange, self.request, self.now
+        exchange.trace.asked(request)
+        content = now.config.logs.content
+        if content:
+            exchange.question = "\n".join(request.texts())
         try:
             response = await self.services.router.open(
                 self.route,
                 request,
                 tenant=self.principal.tenant,
                 request_id=exchange.response_id,
-                headers=trace,
-                want_text=request.stream and now.guards.reads_output(self.policy),
+                headers=exchange.trace.call(),
+                want_text=request.stream and (content or now.guards.reads_output(self.policy)),
             )
         except asyncio.CancelledError:
             # The client left while an engine worked: its prompt was read, and nobody says how far
@@ -127,6 +130,7 @@ class _Turn:
         exchange.prompt_tokens = prompt
         exchange.provider, exchange.attempts = response.endpoint.provider, response.attempts
         exchange.tier = response.tier
+        exchange.trace.by(response.endpoint)
         try:
             async with response:
                 if request.stream:
@@ -135,6 +139,11 @@ class _Turn:
                 else:
                     body = await _whole(now, self.policy, request, response, exchange, self.reply)
         finally:
+            exchange.trace.answered()
+            if content:
+                exchange.answer = _texts(request, response)
+            if response.scan.finish_reason:
+                exchange.trace.finish_reasons = [response.scan.finish_reason]
             _settle(now, request, response, exchange)
             used = (exchange.prompt_tokens or 0) + (exchange.completion_tokens or 0)
             lease.settle(tokens=used, cost=exchange.cost)
@@ -146,6 +155,18 @@ class _Turn:
                 changed=exchange.guard in ("redact", "block"),
             )
         )
+
+
+def _texts(request: ApiRequest, response: UpstreamResponse) -> list[str]:
+    """What the model said, for logs that keep content."""
+    if request.stream:
+        return response.scan.texts
+    try:
+        choices = orjson.loads(response.body)["choices"]
+        found = [(c.get("message") or {}).get("content") or c.get("text") for c in choices]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return []  # embeddings; an answer that is none
+    return [text for text in found if isinstance(text, str)]
 
 
 async def _relay(

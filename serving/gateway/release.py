@@ -129,7 +129,9 @@ async def _from(
     if exchange.passages:
         body, secret = await engine_body(services, live, asked, exchange)
         sent = sum(len(message["content"].encode()) for message in body["messages"])
-        events: Events = services.engine.stream(live.channel.engine_url, body, exchange.response_id)
+        events: Events = services.engine.stream(
+            live.channel.engine_url, body, exchange.response_id, exchange.trace.call()
+        )
         exchange.provider = "release"
         probe = now.guards.stream(policy, request, secret)
         if probe is not None and probe.changes:
@@ -148,6 +150,7 @@ async def _from(
         _estimate(sent, exchange)  # whoever leaves has had his prompt read
         raise
     finally:
+        exchange.trace.answered()
         if exchange.answer:
             _estimate(sent, exchange)
     for verdict in guard.verdicts() if guard else ():

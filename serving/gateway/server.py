@@ -55,7 +55,9 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start, say so with one JSON line, and settle the runtime."""
         await super().startup(sockets=sockets)
-        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._reread)
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGHUP, self._reread)
+        self._gateway.metrics.tasks.set_function(lambda: len(asyncio.all_tasks(loop)))
         gc.collect()
         gc.freeze()
         gc.set_threshold(*COLLECT_AFTER)

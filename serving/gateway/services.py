@@ -16,7 +16,7 @@ from serving.gateway.limits.tokens import TokenCounter, Tokenizers
 from serving.gateway.live import LiveRelease
 from serving.gateway.metrics import Metrics
 from serving.gateway.prompt_choice import PromptChooser
-from serving.gateway.request_log import RequestLog
+from serving.gateway.recording import Recording
 from serving.gateway.retrieval import Retriever
 from serving.gateway.routing.router import Router
 
@@ -52,7 +52,7 @@ class Services:
     limiter: Limiter
     tokenizers: Tokenizers
     cache: ResponseCache
-    request_log: RequestLog
+    recording: Recording
     metrics: Metrics
     now: Configured
     salt: bytes  # secret, the same for all workers: keys hashes of what clients name

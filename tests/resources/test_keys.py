@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 import json
 import os
 import sqlite3
@@ -216,3 +217,11 @@ def test_a_database_that_is_down_is_a_clear_error(settings: Settings, tmp_path: 
     (settings.state_dir / "keys.db").unlink()
     with pytest.raises(ServiceError):
         store.list()
+
+
+def test_the_digest_is_hmac_sha256() -> None:
+    """Against the standard library, for keys shorter, as long and longer than a block."""
+    for size in (1, 16, 64, 65, 200):
+        for token in (b"", b"rk_0123456789ab.secret", bytes(range(256)) * 20):
+            pepper = bytes(range(256))[:size]
+            assert digest(pepper, token) == hmac.digest(pepper, token, "sha256")

@@ -136,7 +136,7 @@ def start(settings: Settings) -> Iterator[Callable[..., Running]]:
     found: list[Running] = []
 
     def make(**parts: Any) -> Running:
-        found.append(Running(settings, **parts))
+        found.append(Running(parts.pop("settings", settings), **parts))
         return found[-1]
 
     yield make

@@ -217,7 +217,10 @@ class FakeEngine:
             return response
         usage = {"prompt_tokens": 20, "completion_tokens": len(words), "total_tokens": 99}
         await put({**head, "choices": [], "usage": usage})
-        await put(b"[DONE]")
+        if fault == "bare-end":  # without its empty line
+            await response.write(b"data: [DONE]")
+        else:
+            await put(b"[DONE]")
         return response
 
     def _text(self, body: dict[str, Any]) -> str:

@@ -37,7 +37,8 @@ from tests.serving.conftest import Running, until
 from tests.serving.factory import build, open_json_live, point
 from tests.serving.fake_engine import FakeEngine
 
-TIMEOUTS = {"connect": 0.1, "first_byte": 0.3, "stall": 0.3, "unstreamed": 0.3}
+#: What a test waits for when something hangs. A module with many clients at once says SECONDS.
+WAIT = 0.2
 LIMITS = {"tokens_per_minute": 100_000, "requests_per_minute": 1_000, "concurrent": 2}
 #: What 100 requests at once must not exceed.
 TIGHT: dict[str, dict[str, Any]] = {
@@ -51,11 +52,12 @@ PATH = "/v1/chat/completions"
 GUARDED = {"output": {"pii": {"action": "redact"}}}
 
 
-def config(urls: list[str], **more: Any) -> GatewayConfig:
+def config(urls: list[str], seconds: float = WAIT, **more: Any) -> GatewayConfig:
     """Models ``one-<n>`` at the first engine, ``patient-<n>`` at the same with deadlines that are
     not met, and ``two-<n>`` at both engines, the first one preferred."""
+    timeouts = dict.fromkeys(("first_byte", "stall", "unstreamed"), seconds) | {"connect": 0.1}
     providers: dict[str, Any] = {
-        f"p{n}": {"url": url, "dialect": "vllm", "timeouts": TIMEOUTS} for n, url in enumerate(urls)
+        f"p{n}": {"url": url, "dialect": "vllm", "timeouts": timeouts} for n, url in enumerate(urls)
     }
     providers["patient"] = {"url": urls[0], "dialect": "vllm"}
     models = []
@@ -73,10 +75,10 @@ def config(urls: list[str], **more: Any) -> GatewayConfig:
             "providers": providers,
             "models": models,
             "retries": {"burst": 1000, "base_seconds": 0.001, "max_wait_seconds": 0.5},
-            "breaker": {"open_seconds": 0.15},
+            "breaker": {"open_seconds": 0.1},
         },
         "prices": {"nano": {"input": 1.0, "output": 2.0}},
-        "requests": {"write_seconds": 0.3, "body_seconds": 0.3},
+        "requests": {"write_seconds": seconds, "body_seconds": seconds},
         "guards": {"policies": {"guarded": GUARDED}},
         **more,
     }
@@ -192,7 +194,7 @@ def chat(model: str, text: str = "hello", **more: Any) -> dict[str, Any]:
 
 def begin(
     root: Path, engine: FakeEngine, other: FakeEngine, environ: dict[str, str] | None = None,
-    **more: Any,
+    seconds: float = WAIT, **more: Any,
 ) -> World:  # fmt: skip
     """A world with a release, plain models and keys. ``more`` are blocks of its configuration."""
     settings = Settings.from_env({"RATCHET_ROOT": str(root), **(environ or {})})
@@ -217,8 +219,8 @@ def begin(
     store.close()
     running = Running(
         settings,
-        config=config([engine.url, other.url], **more),
-        deadlines=Deadlines(connect=0.3, first_byte=0.3, stall=0.3),
+        config=config([engine.url, other.url], seconds, **more),
+        deadlines=Deadlines(connect=0.3, first_byte=seconds, stall=seconds),
         open_live=open_json_live(settings),
         health_every=60,  # its probes would come and go among the counted connections
     )
@@ -243,12 +245,12 @@ def begin(
 def whole_world(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[World]:
-    """One gateway for a module, with short waits; a module with many clients at once waits longer
-    for their heads."""
+    """One gateway for a module, with short waits."""
+    seconds = getattr(request.module, "SECONDS", WAIT)
     with pytest.MonkeyPatch.context() as patch, FakeEngine() as engine, FakeEngine() as other:
-        patch.setattr(Protocol, "head_seconds", getattr(request.module, "HEAD_SECONDS", 0.3))
-        patch.setattr(Protocol, "linger_seconds", 0.2)
-        world = begin(tmp_path_factory.mktemp("world"), engine, other)
+        patch.setattr(Protocol, "head_seconds", seconds)
+        patch.setattr(Protocol, "linger_seconds", 0.1)
+        world = begin(tmp_path_factory.mktemp("world"), engine, other, seconds=seconds)
         gc.collect()
         gc.freeze()  # as serving/gateway/server.py does: or a full collection is a turn of 100 ms
         yield world
@@ -270,7 +272,8 @@ def world(whole_world: World, caplog: pytest.LogCaptureFixture) -> Iterator[Worl
     for engine in (found.engine, found.other):
         engine.fault, engine.pause = "", 0.0
     found.running.client.close()
-    found.running.client = httpx.Client(base_url=found.running.url, timeout=20)
+    # Reading the certificates takes 20 ms, and nobody is asked by TLS.
+    found.running.client = httpx.Client(base_url=found.running.url, timeout=20, verify=False)
     until(lambda: Held.by(found).within(before), 5)
     unseen = [r for r in caplog.records if r.name in ("asyncio", "ratchet.gateway.handler")]
     assert unseen == []

@@ -14,6 +14,7 @@ import logging
 import secrets
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +24,6 @@ import pytest
 from contracts.settings import Settings
 from resources import feedback, releases, requests
 from resources.keys import KeyStore
-from serving.gateway.audit_log import AuditLog
-from serving.gateway.exchange import Exchange
-from serving.gateway.feedback import FeedbackEndpoint
-from serving.gateway.metrics import Metrics
-from serving.gateway.telemetry.config import Telemetry
-from serving.gateway.telemetry.export import SpanExport
-from serving.gateway.telemetry.recorder import Recorder
-from serving.gateway.telemetry.spans import Tracer
 from tests.serving import fake_engine
 from tests.serving.collector import Collector
 from tests.serving.conftest import Running, until
@@ -90,7 +83,6 @@ def canaries() -> Canaries:
 def watched(
     settings: Settings,
     start: Callable[..., Running],
-    monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[Watched]:
     """Everything at its loudest: loggers at DEBUG, the real exporter, a real collector. Without
     uvicorn's access log, as in production (``access_log=False``), and what this client logs."""
@@ -103,7 +95,9 @@ def watched(
     token = KeyStore.open(settings).create("acme", "a key").token
     with FakeEngine() as engine, Collector() as collector:
         point(settings, path.name, engine.url)
-        running = start(config=configured(engine.url, auth={"required": True})).ready()
+        config = configured(engine.url, auth={"required": True})
+        running = start(config=config, settings=replace(settings, otlp_endpoint=collector.url))
+        running.ready()
         running.client.headers["authorization"] = f"Bearer {token}"
         asked = {"model": "small", "input": "hello"}
         until(lambda: send(running.client, "embeddings", {}, asked).status_code == 200)
@@ -114,45 +108,12 @@ def watched(
                 logging.getLogger(name).addHandler(handler)
         found = Watched(running, engine, collector, token)
         found.log = text
-        stop = _told_to_the_other_sinks(running, collector, monkeypatch)
         try:
             yield found
         finally:
-            stop()
             for name, level in before.items():
                 logging.getLogger(name).setLevel(level)
                 logging.getLogger(name).removeHandler(handler)
-
-
-def _told_to_the_other_sinks(
-    running: Running, collector: Collector, monkeypatch: pytest.MonkeyPatch
-) -> Callable[[], None]:
-    """Hand each ended exchange of the real gateway to audit log, spans and metrics."""
-    metrics: Metrics = running.gateway.metrics
-    audit = AuditLog(running.settings.state_dir / "audit", metrics)
-    export = SpanExport(f"{collector.url}/v1/traces", "", metrics)
-    tracer, recorder = Tracer(Telemetry(), export), Recorder(metrics, Telemetry())
-    audit.start()
-    export.start()
-    real = Exchange.finish
-
-    def finish(self: Exchange, *parts: Any) -> Any:
-        record = real(self, *parts)
-        trace = tracer.begin([])
-        if self.provider:
-            trace.call()
-        audit.ended(self)
-        recorder.count(self, trace, 0.1)
-        tracer.finish(trace, self)
-        return record
-
-    monkeypatch.setattr(Exchange, "finish", finish)
-
-    def stop() -> None:
-        audit.close()
-        export.close()
-
-    return stop
 
 
 def sinks(watched: Watched, capfd: pytest.CaptureFixture[str]) -> dict[str, bytes]:
@@ -337,30 +298,39 @@ def test_failures_tell_no_sink_what_was_said(
 def test_feedback_tells_no_sink_what_was_said(
     watched: Watched, canaries: Canaries, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Through the endpoint itself, on the gateway's own parts."""
-    from tests.serving.test_feedback import called
-
     running = watched.running
-    services = running.gateway.services
-    endpoint = FeedbackEndpoint(
-        services.authenticator, feedback.folder(running.settings),
-        running.settings.requests_dir, running.gateway.metrics,
-    )  # fmt: skip
     answer = running.ask("What is fact 1?")
     response_id = answer.headers["x-ratchet-response-id"]
     ended(watched, 1)
     good = {"response_id": response_id, "thumb": "up",
             "comment": canaries("comment"), "edit": canaries("edit")}  # fmt: skip
-    key = {"authorization": f"Bearer {watched.token}"}
-    assert called(endpoint, good, key)[0] == 200
+    assert send(running.client, "feedback", {}, good).status_code == 200
     for field in ("thumb", "response_id", "surprise"):
-        status, body = called(endpoint, {**good, field: canaries(field)}, key)
-        assert status in (400, 404)
-        assert canaries.in_(json.dumps(body)) == []
+        refused = send(running.client, "feedback", {}, {**good, field: canaries(field)})
+        assert refused.status_code in (400, 404)
+        assert canaries.in_(refused.content) == []
     assert leaks(watched, canaries, capfd) == {}
     day = response_id[5:9] + "-" + response_id[9:11] + "-" + response_id[11:13]
     (word,) = feedback.history(running.settings, day)
     assert canaries.in_(word.comment + word.edit) == ["comment", "edit"]  # their plain words
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_texts_of_plain_models_are_kept_only_where_they_are_wanted(
+    start: Callable[..., Running], own_engine: FakeEngine, canaries: Canaries, stream: bool
+) -> None:
+    """And then without what has a shape."""
+    said = canaries("content")
+    own_engine.answer = canaries("answer")
+    for content in (False, True):
+        running = start(config=configured(own_engine.url, logs={"content": content})).ready()
+        body = {"model": "small", "messages": [{"role": "user", "content": said}]}
+        answer = send(running.client, "chat/completions", {}, {**body, "stream": stream})
+        name = answer.headers["x-ratchet-response-id"]
+        row = until(lambda name=name, at=running: requests.find(at.settings, name))
+        assert canaries.in_(row.model_dump_json(), words=False) == []
+        assert canaries.in_(row.question) == (["content"] if content else [])
+        assert canaries.in_(row.answer) == (["answer"] if content else [])
 
 
 def test_the_search_can_fail(

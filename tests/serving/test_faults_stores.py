@@ -29,7 +29,7 @@ from tests.serving.faults import (  # noqa: F401
 )
 
 PARALLEL = 100
-HEAD_SECONDS = 10.0
+SECONDS = 10.0
 
 
 def hundred(world: World, name: str, **more: Any) -> collections.Counter[int]:  # noqa: F811
@@ -48,7 +48,7 @@ def redis_world(
     with FakeEngine() as engine, FakeEngine() as other:
         limits = {"backend": "redis", "timeout_ms": 5_000}
         root = tmp_path_factory.mktemp("redis")
-        found = begin(root, engine, other, {"REDIS_URL": redis_server.url}, limits=limits)
+        found = begin(root, engine, other, {"REDIS_URL": redis_server.url}, SECONDS, limits=limits)
         yield found
         found.running.stop()
 
@@ -147,7 +147,7 @@ def test_redis_is_killed_and_started_again_in_the_middle_of_load(
     with FakeEngine() as engine, FakeEngine() as other:
         limits = {"backend": "redis", "timeout_ms": 500, "on_outage": policy}
         root = tmp_path_factory.mktemp(policy)
-        found = begin(root, engine, other, {"REDIS_URL": redis_server.url}, limits=limits)
+        found = begin(root, engine, other, {"REDIS_URL": redis_server.url}, SECONDS, limits=limits)
         token, key_id = found.tight["spend"]
         try:
             with Load(found, token) as load:
@@ -185,7 +185,7 @@ def test_postgres_is_killed_and_started_again_in_the_middle_of_load(
     with FakeEngine() as engine, FakeEngine() as other:
         environ = {"POSTGRES_URL": postgres_server.url, "RATCHET_KEYS_SECRET": "x" * 64}
         auth = {"required": False, "outage_seconds": 600 if policy == "allow" else 0}
-        found = begin(tmp_path_factory.mktemp(policy), engine, other, environ, auth=auth)
+        found = begin(tmp_path_factory.mktemp(policy), engine, other, environ, SECONDS, auth=auth)
         token, key_id = found.tight["spend"]
         try:
             with Load(found, token) as load:

@@ -50,7 +50,7 @@ class Sink(Protocol):
 
 
 class Trace:
-    """One request's ids and times. Made by ``Tracer.begin``."""
+    """One request's ids and times. Made by ``Tracer.begin``; without arguments, of nobody."""
 
     __slots__ = (
         "_began",
@@ -68,7 +68,9 @@ class Trace:
         "trace_id",
     )
 
-    def __init__(self, parent: context.Parent | None, threshold: int, exports: bool) -> None:
+    def __init__(
+        self, parent: context.Parent | None = None, threshold: int = 0, exports: bool = False
+    ) -> None:
         self.started = time.perf_counter()
         self._began = time.time_ns() if exports else 0
         self._parent, self._exports = parent, exports
