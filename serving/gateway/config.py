@@ -49,7 +49,9 @@ class Requests(Closed):
     in_flight: int = Field(default=512, ge=1)
     write_seconds: float = Field(default=30.0, gt=0)  # for one piece to a client that reads slowly
     start_seconds: float = Field(default=60.0, ge=0)  # to wait for the first release to be opened
-    max_tokens: int = Field(default=4096, ge=1)  # reserved for an answer without a limit
+    # Of an answer whose request names no limit, where tokens or money are counted: it is reserved,
+    # and engines are told. Larger than an engine's context, it would be refused there.
+    max_tokens: int = Field(default=4096, ge=1)
 
 
 class GatewayConfig(Closed):

@@ -22,6 +22,7 @@ from serving.gateway.envelope import ApiError
 from serving.gateway.exchange import Exchange
 from serving.gateway.guards.chunks import ChunkGuard, guard_body
 from serving.gateway.limits import Lease
+from serving.gateway.limits.config import counts_tokens
 from serving.gateway.limits.tokens import estimate, most_tokens
 from serving.gateway.reply import Reply
 from serving.gateway.routing.router import Route
@@ -44,6 +45,8 @@ async def answer(
     exchange.stream = request.stream
     request.session = exchange.session = exchange.session or request.session
     limits, counter = now.config.limits, now.counters[route.name]
+    if request.kind != "embeddings" and request.max_tokens is None:
+        _bound(now, route, principal, request)
     prompt = await counter.count(request, limits.max_prompt_tokens(principal))
     most = most_tokens(request, prompt, now.config.requests.max_tokens)
     lease = await services.limiter.reserve(
@@ -66,6 +69,16 @@ async def answer(
             return
         with found as flight:
             await turn.ask(flight, lease, prompt)
+
+
+def _bound(now: Configured, route: Route, principal: Principal, request: ApiRequest) -> None:
+    """A request without a limit gets the model's own; and where tokens or money are counted, the
+    gateway's, or an answer could be longer than what was reserved for it."""
+    limit = route.defaults.get("max_completion_tokens") or route.defaults.get("max_tokens")
+    if limit is not None:
+        request.max_tokens = limit
+    elif counts_tokens(now.config.limits, principal):
+        request.max_tokens = request.body["max_tokens"] = now.config.requests.max_tokens
 
 
 @dataclass(slots=True)

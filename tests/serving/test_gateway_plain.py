@@ -207,6 +207,21 @@ def test_a_key_is_required_limited_and_billed(
     assert int(refused.headers["retry-after"]) >= 1
 
 
+def test_an_answer_cannot_be_longer_than_what_was_reserved(
+    start: Callable[..., Running], own_engine: FakeEngine, settings: Settings
+) -> None:
+    store = KeyStore.open(settings)
+    counted = store.create("acme", "a", limits={"tokens_per_minute": 10_000}).token
+    free = store.create("acme", "b").token
+    running = start(config=configured(own_engine.url, requests={"max_tokens": 700}))
+    until(lambda: post(running, key=counted).status_code == 200)
+    assert own_engine.bodies[-1]["max_tokens"] == 700
+    post(running, key=counted, max_tokens=5)
+    assert own_engine.bodies[-1]["max_tokens"] == 5
+    post(running, key=free)
+    assert "max_tokens" not in own_engine.bodies[-1]
+
+
 def test_guards_redact_block_and_hold_back(
     start: Callable[..., Running], own_engine: FakeEngine
 ) -> None:

@@ -112,6 +112,18 @@ def plan(config: Limits, principal: Principal) -> Plan:
     return Plan(tuple(pair for pair in rules if not pair[1].empty), session)
 
 
+def counts_tokens(config: Limits, principal: Principal) -> bool:
+    """Whether what a request may use at most has to be bounded for this principal."""
+    own, general = principal.key.limits, config.keys
+    tenant = config.tenants.get(principal.tenant, TenantLimits())
+    if own.session_tokens is not None or general.session_tokens is not None:
+        return True
+    return any(
+        (limits.tokens_per_minute, limits.spend_day, limits.spend_month) != (None, None, None)
+        for limits in (own, general, tenant)
+    )
+
+
 def nano(amount: float) -> int:
     """Money as billionths, rounded up."""
     return math.ceil(amount * NANO - 1e-6)

@@ -1,0 +1,1 @@
+"""The gateway against a bare relay and LiteLLM; see ``__main__.py``."""
