@@ -63,9 +63,11 @@ def end_session(session: int, since_ticks: int, grace: float) -> None:
 
 
 def die_with_parent(sig: int = signal.SIGTERM) -> None:
-    """Ask the kernel for ``sig`` when the parent (the thread that forked us) ends, and listen to it:
-    a shell starts what it puts into the background with SIGINT ignored, Dagster's commands give
-    SIGTERM the same treatment, and children inherit that."""
+    """Ask the kernel for ``sig`` when the parent (the thread that forked us) ends, and listen to it.
+
+    Children inherit what is ignored: a shell ignores SIGINT for what it puts into the background,
+    and Dagster's commands then do so with SIGTERM.
+    """
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, sig, 0, 0, 0)
