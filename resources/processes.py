@@ -63,7 +63,7 @@ def end_session(session: int, since_ticks: int, grace: float) -> None:
 
 
 def die_with_parent(sig: int = signal.SIGTERM) -> None:
-    """Ask the kernel for ``sig`` when the parent (the thread that forked us) ends, and listen to it.
+    """Ask the kernel for ``sig`` when the parent (the thread that forked us) ends; listen to it.
 
     Children inherit what is ignored: a shell ignores SIGINT for what it puts into the background,
     and Dagster's commands then do so with SIGTERM.
