@@ -54,12 +54,12 @@ def peer(payloads: list[dict[str, Any]], vectors: np.ndarray, asked: np.ndarray)
     )
 
 
-def recall(index: EdgeIndex, vectors: np.ndarray, asked: np.ndarray) -> float:
+def recall(index: EdgeIndex, vectors: np.ndarray, asked: np.ndarray, how: Search) -> float:
     """Share of hits as near as numpy's true tenth neighbour; ties count."""
     shares = []
     for query in asked:
         bound = np.partition(vectors @ query, -K)[-K] - 1e-5
-        shares.append(sum(hit.score >= bound for hit in index.search(query, K)) / K)
+        shares.append(sum(hit.score >= bound for hit in index.search(query, K, search=how)) / K)
     return float(np.mean(shares))
 
 
@@ -98,7 +98,8 @@ def measure(
         clock = time.perf_counter()
         with open_index(Path(folder) / "index") as index:
             opened = time.perf_counter() - clock
-            share = recall(index, vectors, asked)
+            dense = Search(mode="dense", ef=params.search.ef)
+            share = recall(index, vectors, asked, dense)
             lines, ok = [], True
             for mode in ("dense", "sparse", "fused"):
                 how = Search(mode=mode, ef=params.search.ef)
