@@ -57,7 +57,7 @@ async def answer(
     )
     with lease:
         exchange.limits(lease)
-        policy = principal.key.guard or now.config.guard
+        policy = now.policy(principal)
         verdict = await now.guards.check_input(policy, request, exchange.response_id)
         exchange.judged(verdict)
         if verdict.error is not None:

@@ -19,6 +19,7 @@ from contracts.errors import RatchetError
 from contracts.records import REFUSAL, Citation, Passage
 from resources import rag
 from serving.gateway.api_request import ApiRequest
+from serving.gateway.auth import Principal
 from serving.gateway.chat_request import ChatRequest, parse
 from serving.gateway.engine import Unreachable
 from serving.gateway.envelope import ApiError
@@ -52,8 +53,7 @@ async def answer(
     live = exchange.live = await services.live.now(now.config.requests.start_seconds)
     if live is None:
         raise ApiError("not_ready", f"The gateway is not ready: {services.live.problem}")
-    if not principal.key.allows_release(live.channel.name, live.release):
-        raise ApiError("model_not_found", f"There is no model '{asked.model[:64]}'.", "model")
+    _check_allowed(principal, live, asked)
     _choose(services, now, live, exchange)
     request = ApiRequest(
         "chat",
@@ -75,7 +75,7 @@ async def answer(
     )
     with lease:
         exchange.limits(lease)
-        policy = principal.key.guard or now.config.guard
+        policy = now.policy(principal)
         verdict = await now.guards.check_input(policy, request, exchange.response_id)
         exchange.judged(verdict)
         exchange.question = asked.question = request.body["messages"][0]["content"]
@@ -106,9 +106,11 @@ async def _on_the_live_one(
         # Nothing was sent, so the whole request can run again, all of it on the new release.
         if not await services.live.refresh() or services.live.current is None:
             raise
-        exchange.live = services.live.current
-        _choose(services, now, exchange.live, exchange)
-        await _from(services, now, services.live.current, asked, request, exchange, reply)
+        exchange.live = following = services.live.current
+        assert exchange.principal is not None
+        _check_allowed(exchange.principal, following, asked)
+        _choose(services, now, following, exchange)
+        await _from(services, now, following, asked, request, exchange, reply)
 
 
 async def _from(
@@ -122,7 +124,8 @@ async def _from(
 ) -> None:
     """Answer from one release."""
     found, exchange.retrieval_ms = await services.retriever.retrieve(live.rag, asked.question)
-    policy = _policy(now, exchange)
+    assert exchange.principal is not None
+    policy = now.policy(exchange.principal)
     exchange.passages = _as_data(now, policy, found, exchange)
     guard: ChunkGuard | None = None
     sent = 0  # bytes of the prompt
@@ -183,9 +186,10 @@ def _choose(services: Services, now: Configured, live: Live, exchange: Exchange)
     exchange.choice = plan.choose(tenant, exchange.session, exchange.response_id)
 
 
-def _policy(now: Configured, exchange: Exchange) -> str:
-    own = exchange.principal.key.guard if exchange.principal else None
-    return own or now.config.guard
+def _check_allowed(principal: Principal, live: Live, asked: ChatRequest) -> None:
+    """A key that may not name a release learns as little as from a name that does not exist."""
+    if not principal.key.allows_release(live.channel.name, live.release):
+        raise ApiError("model_not_found", f"There is no model '{asked.model[:64]}'.", "model")
 
 
 def _as_data(

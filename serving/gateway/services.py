@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from serving.gateway.auth import Authenticator
+from serving.gateway.auth import Authenticator, Principal
 from serving.gateway.cache.response_cache import ResponseCache
 from serving.gateway.cache.scope import target_of
 from serving.gateway.config import GatewayConfig, Price
@@ -30,6 +30,10 @@ class Configured:
     counters: dict[str, TokenCounter]  # by logical model
     dearest: dict[str, Price]  # by logical model: what is reserved before a candidate is chosen
     targets: dict[str, str]  # by logical model: who may answer, for the cache
+
+    def policy(self, principal: Principal) -> str:
+        """The guard policy of a key: its own, else the configuration's."""
+        return principal.key.guard or self.config.guard
 
     def price(self, name: str | None) -> Price:
         """A candidate's price; without one it costs nothing."""

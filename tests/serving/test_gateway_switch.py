@@ -7,9 +7,12 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import pytest
+
 from contracts.settings import Settings
 from resources import releases
 from resources import requests as request_log
+from resources.keys import KeyStore
 from tests.serving.conftest import Running, events, until
 from tests.serving.factory import build, open_json_live, point
 from tests.serving.fake_engine import FakeEngine
@@ -82,11 +85,13 @@ def test_an_answer_that_has_begun_ends_on_its_release(
     assert chunks[-2]["citations"][0]["text"].endswith("one")
 
 
+@pytest.mark.parametrize("restricted", [False, True])
 def test_an_engine_that_was_ended_before_the_switch_was_seen_costs_nothing(
-    settings: Settings, start: Callable[..., Running]
+    settings: Settings, start: Callable[..., Running], restricted: bool
 ) -> None:
-    """The request runs again, whole, on the new release."""
+    """The request runs again, whole, on the new release; not for a key of the old one alone."""
     first, second = two(settings)
+    token = KeyStore.open(settings).create("acme", "a", releases=[first]).token
     with FakeEngine(answer=ECHO % "one") as a, FakeEngine(answer=ECHO % "two") as b:
         point(settings, first, a.url)
         gateway = start().ready()
@@ -106,7 +111,14 @@ def test_an_engine_that_was_ended_before_the_switch_was_seen_costs_nothing(
         a.stop()
         assert live.current is not None and live.current.release == first
         live.refresh = asked  # type: ignore[method-assign]
+        if restricted:
+            until(lambda: gateway.gateway.services.authenticator.problem is None)
+            gateway.client.headers["authorization"] = f"Bearer {token}"
         response = gateway.ask("x")
+    if restricted:
+        assert response.status_code == 404
+        assert response.json()["error"]["code"] == "model_not_found"
+        return
     assert response.status_code == 200
     assert response.headers["x-ratchet-release"] == second
     assert marks(response.json()) == {"two"}
