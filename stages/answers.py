@@ -23,7 +23,8 @@ from typing import Any
 from contracts.errors import InputError
 from contracts.params import Params
 from contracts.records import REFUSAL, Example, Passage
-from stages import harness, scoring, tables
+from resources.scorers import deterministic as scoring
+from stages import harness, tables
 from stages.evidence import SYSTEMS, System, read_examples
 
 BATCH = 16

@@ -32,7 +32,8 @@ from contracts.errors import GateError, InputError
 from contracts.params import Gate, Params
 from contracts.records import Score, Verdict
 from contracts.settings import Settings
-from stages import gate_report, harness, scoring
+from resources.scorers import deterministic as scoring
+from stages import gate_report, harness, statistics
 from stages.evidence import read_scores
 
 #: z(0.95) + z(0.80): a one-sided test at 5 % with 80 % power.
@@ -266,7 +267,7 @@ def _floor(
         text = f"{metric}: nothing to judge, the candidate refused every question; floor {bound:g}"
         bench.checks.append(check | {"value": None, "passed": False, "n": 0, "detail": text})
         return
-    found = scoring.estimate(
+    found = statistics.estimate(
         list(values.values()),
         [card.cluster(name) for name in values],
         policy.resamples,
@@ -328,7 +329,7 @@ def _paired(
     sign = -1.0 if metric in scoring.LOWER_IS_BETTER else 1.0
     differences = [sign * (mine[name] - theirs[name]) for name in common]
     clusters = [card.cluster(name) for name in common]
-    means, unit = scoring.resampled_means(differences, clusters, policy.resamples, policy.seed)
+    means, unit = statistics.resampled_means(differences, clusters, policy.resamples, policy.seed)
     low, high = (round(float(bound), 6) + 0.0 for bound in np.quantile(means, [0.05, 0.95]))
     mean = round(sum(differences) / len(differences), 6) + 0.0
     passed = high >= 0
@@ -360,7 +361,8 @@ def _paired(
         )
     if unit == "question":
         bench.notes.append(
-            f"note: {metric}: fewer than {scoring.MIN_CLUSTERS} documents, so bounds are optimistic"
+            f"note: {metric}: fewer than {statistics.MIN_CLUSTERS} documents, "
+            "so bounds are optimistic"
         )
 
 

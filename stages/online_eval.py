@@ -4,9 +4,9 @@ In: the day's request log (rows of ``contracts.records.RequestRecord``) and, fro
 releases that answered, the texts of the chunks that the rows name. Out: one JSON file of counts,
 rates and percentiles, overall and per release.
 
-The same scoring as the gate's (``stages.scoring``) where no reference is needed: does every claim
-stand in the passage that it cites? A row whose chunks cannot be found is counted as invalid and
-enters no mean.
+The same scoring as the gate's (``resources.scorers.deterministic``) where no reference is needed:
+does every claim stand in the passage that it cites? A row whose chunks cannot be found is counted
+as invalid and enters no mean.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from typing import Any
 
 from contracts.errors import RatchetError
 from contracts.params import Params
-from stages import harness, scoring, tables
+from resources.scorers import deterministic as scoring
+from stages import harness, statistics, tables
 
 
 def run(paths: Any, params: Params) -> dict[str, float]:
@@ -126,7 +127,7 @@ def _measure(rows: Sequence[Mapping[str, Any]], chunks: Chunks) -> dict[str, Any
         "grounded": _mean(score.get("grounded") for score in scores),
         "invalid": sum(score["invalid"] is not None for score in scores),
         **{
-            f"{name}_p{int(share * 100)}_ms": scoring.percentile(values, share)
+            f"{name}_p{int(share * 100)}_ms": statistics.percentile(values, share)
             for name, values in (("latency", latency), ("ttft", ttft))
             for share in (0.5, 0.95, 0.99)
         },

@@ -23,7 +23,8 @@ from typing import Any
 
 from contracts.errors import InputError, ServiceError
 from contracts.params import Params
-from stages import harness, profile_peer, scoring, tables
+from resources.scorers import deterministic as scoring
+from stages import harness, profile_peer, tables
 from stages.profile_engine import ask, engine, measure, peak_bytes, quantiles
 
 PEER_SECONDS = 400.0

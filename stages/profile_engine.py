@@ -24,7 +24,7 @@ from typing import Any
 
 from contracts.errors import ServiceError
 from stages import harness
-from stages.scoring import percentile
+from stages.statistics import percentile
 
 START_SECONDS, REQUEST_SECONDS = 240.0, 120.0
 

@@ -4,10 +4,11 @@ In: ``answers.parquet`` and ``examples/test.jsonl`` (which questions there must 
 with ``scores.parquet`` (rows of ``contracts.records.Score``) and ``summary.json`` (means with
 intervals, counts of invalid scores, overall and per document; written last).
 
-The metrics of ``stages.scoring`` need no model, and neither do those taken from ragas. A score that
-could not be computed keeps its row, with no value and the reason. Means are over what has a value
-and always stand beside the number that has none; the gate refuses to judge such a card. A metric
-that does not apply to a question (a citation, where the answer is a refusal) has no row at all.
+The metrics of ``resources.scorers.deterministic`` need no model, and neither do those taken from
+ragas. A score that could not be computed keeps its row, with no value and the reason. Means are
+over what has a value and always stand beside the number that has none; the gate refuses to judge
+such a card. A metric that does not apply to a question (a citation, where the answer is a refusal)
+has no row at all.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from typing import Any
 from contracts.errors import ConfigError, InputError
 from contracts.params import Params
 from contracts.records import Example, Score
-from stages import harness, scoring, tables
+from resources.scorers import deterministic as scoring
+from stages import harness, statistics, tables
 from stages.evidence import SYSTEMS, System, read_examples, write_scores
 
 RESAMPLES, SEED = 2000, 7
@@ -216,7 +218,7 @@ def _metric(scores: Sequence[Score], documents: Mapping[str, str | None]) -> dic
         by_document.setdefault(documents[question] or "(unanswerable)", []).append(value)
     return (
         result
-        | asdict(scoring.estimate(values, clusters, RESAMPLES, SEED))
+        | asdict(statistics.estimate(values, clusters, RESAMPLES, SEED))
         | {
             "documents": {
                 name: {"mean": round(sum(items) / len(items), 6), "n": len(items)}

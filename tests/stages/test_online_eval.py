@@ -14,7 +14,7 @@ import pytest
 from contracts.records import REFUSAL, Release, RequestRecord
 from contracts.settings import Settings
 from resources.requests import to_table
-from stages import harness, online_eval, scoring
+from stages import harness, online_eval, statistics
 from tests.stages.evaluation_models import params
 
 CHUNKS = {
@@ -107,7 +107,7 @@ def test_rows_that_came_through_pandas_are_read() -> None:
 def test_percentile_is_nearest_rank(
     values: list[float], share: float, expected: float | None
 ) -> None:
-    assert scoring.percentile(values, share) == expected
+    assert statistics.percentile(values, share) == expected
 
 
 def install(settings: Settings) -> str:

@@ -1,15 +1,14 @@
-"""stages.scoring: what each metric counts, and intervals that know about documents."""
+"""resources.scorers.deterministic: what each metric counts."""
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from contracts.records import REFUSAL
 from resources import rag
-from stages import scoring
+from resources.scorers import deterministic as scoring
 
 CACHE = "The cache is content-addressed."
 PASSAGES = {1: f"Intro. {CACHE} It never expires.", 2: "Rollback flips one pointer, `stable`."}
@@ -97,22 +96,3 @@ def test_claims_lose_no_word(answer: str) -> None:
     """Every word outside marks stands in exactly one claim, in order."""
     pieces = [word for text, _ in scoring.claims(answer) for word in scoring.words(text)]
     assert pieces == scoring.words(answer)
-
-
-def test_estimate_is_seeded_and_wider_when_questions_share_documents() -> None:
-    rng = np.random.default_rng(3)
-    luck = rng.normal(size=20).repeat(10)  # every document has its own level
-    documents = np.arange(20).repeat(10).tolist()
-    clustered = scoring.estimate(luck.tolist(), documents, 500, 7)
-    alone = scoring.estimate(luck.tolist(), list(range(200)), 500, 7)
-    assert clustered == scoring.estimate(luck.tolist(), documents, 500, 7)
-    assert (clustered.unit, clustered.clusters, clustered.n) == ("document", 20, 200)
-    assert clustered.high - clustered.low > 2 * (alone.high - alone.low)
-
-
-def test_few_documents_fall_back_to_questions() -> None:
-    found = scoring.estimate([0.0, 1.0] * 10, ["a", "b"] * 10, 500, 7)
-    assert found.unit == "question"
-    assert found.low < 0.5 < found.high
-    with pytest.raises(ValueError, match="no values"):
-        scoring.estimate([], [], 10, 7)
