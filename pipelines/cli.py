@@ -12,7 +12,7 @@ import typer
 from contracts import offline
 from contracts.errors import RatchetError
 from contracts.settings import Settings
-from pipelines import cache, index, keys
+from pipelines import cache, index, keys, release
 
 app = typer.Typer(
     help="Ratchet: the whole life of an LLM application as one graph.",
@@ -26,6 +26,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON for a script.")]
 app.add_typer(cache.app, name="cache")
 app.add_typer(index.app, name="index")
 app.add_typer(keys.app, name="keys")
+app.add_typer(release.app, name="release")
 
 
 def show(value: Any, as_json: bool, render: Callable[[Any], str]) -> None:
