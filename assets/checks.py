@@ -98,12 +98,16 @@ def retrieval_floor() -> dg.AssetCheckResult:
 
 @dg.asset_check(asset="gate", blocking=True, description="The gate's verdict is PASS.")
 def gate_verdict() -> dg.AssetCheckResult:
+    """UNDECIDED is no pass either."""
     report = read_report("data/gate/verdict.json")
     return dg.AssetCheckResult(
         passed=report["verdict"] == "PASS",
         metadata={
             "report": report_link("gate"),
             "verdict": report["verdict"],
+            **{f"family {name}": word for name, word in report["families"].items()},
+            "looks": len(report["looks"]),
+            "policy": report["policy_sha256"],
             "reasons": listed(report["reasons"]),
         },
     )

@@ -1,13 +1,13 @@
 """Assets that change the world outside DVC: a published index, a registered model, a deployment."""
 
 import json
-import os
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import dagster as dg
 
 from assets.reports import report_link, with_report
+from contracts.errors import ApprovalError
 from contracts.records import Release
 from contracts.settings import Settings
 from resources.dagster_process import run_process
@@ -51,23 +51,28 @@ def published_index(config: PublishConfig) -> dg.MaterializeResult[Any]:
     deps=["release"],
     group_name="model",
     kinds={"mlflow"},
-    description="The release as a version of MLflow's registered model, alias `candidate`, and its "
-    "prompts in MLflow's prompt registry.",
+    description="The release as a version of MLflow's registered model, its verdict in the ledger, "
+    "which MLflow's aliases follow, and its prompts in MLflow's prompt registry.",
 )
 def registered_model(context: dg.AssetExecutionContext) -> dg.MaterializeResult[Any]:
+    from resources import promotion, registry
+    from resources.ledger import Ledger
     from resources.prompt_registry import mirror
-    from resources.registry import MODEL, register
 
     settings = Settings.from_env()
     release = read_release(settings)
-    version = register(release, settings, alias="candidate")
+    ledger = Ledger.open(settings)
+    version = registry.register(release, settings)
+    promotion.record_verdict(ledger, release, f"dagster:{context.run_id}", newest=True)
+    for line in registry.follow(settings, ledger):
+        context.log.info(line)
     mirrored = mirror(release, settings)
     if mirrored.problem:
         context.log.warning("prompts were not mirrored to MLflow: %s", mirrored.problem)
     return dg.MaterializeResult(
         data_version=dg.DataVersion(release.id),
         metadata={
-            "model": MODEL,
+            "model": registry.MODEL,
             "version": version,
             "alias": "candidate",
             "release": release.id,
@@ -76,30 +81,56 @@ def registered_model(context: dg.AssetExecutionContext) -> dg.MaterializeResult[
     )
 
 
+class DeployConfig(dg.Config):
+    """Of a run that deploys, for the launchpad and the sensor `approved`."""
+
+    release: str = "data/release.json"  # a file, or the id of an installed release
+
+
 @dg.asset(
     deps=["release", "registered_model"],
     group_name="release",
     kinds={"vllm"},
-    description="The release behind the channel `stable`: engine started, asked, pointer flipped. "
-    "The old one serves until the new one has answered.",
+    description="The release behind the channel `stable`: engine started, asked, ledger written, "
+    "pointer flipped. The old one serves until the new one has answered. A release that waits for "
+    "a person ends the run without a materialization; the sensor `approved` runs it again.",
+    output_required=False,
 )
-def deployment(context: dg.AssetExecutionContext) -> dg.MaterializeResult[Any]:
-    from resources.registry import register
+def deployment(
+    context: dg.AssetExecutionContext, config: DeployConfig
+) -> Iterator[dg.MaterializeResult[Any]]:
+    from assets.following import follow
+    from resources.ledger import Ledger
 
     settings = Settings.from_env()
-    release = read_release(settings)
-    lines = run_process(
+    lines = run_or_wait(
         context,
-        ["serving.deploy", "up", "--release", "data/release.json", "--channel", "stable"],
-        cwd=settings.root,
+        ["serving.deploy", "up", "--release", config.release, "--channel", "stable"],
+        settings,
     )
+    if lines is None:
+        return
     result = json.loads(lines[-1])
-    write_baseline(settings.root, release.id)
-    register(release, settings, alias="stable")
-    return dg.MaterializeResult(
-        data_version=dg.DataVersion(release.id),
+    for line in follow(settings, Ledger.open(settings)):
+        context.log.info(line)
+    yield dg.MaterializeResult(
+        data_version=dg.DataVersion(result["release"]),
         metadata={key: value for key, value in result.items() if value is not None},
     )
+
+
+def run_or_wait(
+    context: dg.AssetExecutionContext, arguments: list[str], settings: Settings
+) -> list[str] | None:
+    """The process's lines; None when its release waits for a person, which is no failure and holds
+    no worker: the request is in the ledger. Raises dagster.Failure."""
+    try:
+        return run_process(context, arguments, cwd=settings.root)
+    except dg.Failure as failure:
+        if failure.metadata["exit_code"].value != ApprovalError.exit_code:
+            raise
+    context.log.warning("it waits for a person: `ratchet approvals list`")
+    return None
 
 
 def read_release(settings: Settings) -> Release:
@@ -109,27 +140,6 @@ def read_release(settings: Settings) -> Release:
         return Release.model_validate_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise dg.Failure("data/release.json does not exist. Next: materialize `release`.") from None
-
-
-def write_baseline(root: Path, release_id: str) -> None:
-    """Keep the deployed release's per-question scores: the next gate compares with them.
-
-    Written only when the scorecard is another one, so that deploying the same answers again leaves
-    the gate as it was.
-    """
-    from contracts.digests import path_md5
-    from stages.gate import baseline_from_scorecard
-
-    scorecard = root / "data" / "scorecard"
-    path = root / "data" / "stable.json"
-    md5 = path_md5(scorecard)
-    before = json.loads(path.read_text(encoding="utf-8"))
-    if before.get("scorecard") == md5:
-        return
-    part = path.with_name("stable.json.part")
-    value = baseline_from_scorecard(scorecard / "scores.parquet", release_id, md5, before)
-    part.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    os.replace(part, path)
 
 
 LIVE = [published_index, registered_model, deployment]

@@ -74,6 +74,7 @@ def online_eval(context: dg.AssetExecutionContext) -> dg.MaterializeResult[Any]:
         [
             "stages.online_eval",
             *("--requests", str(out / "requests.parquet")),
+            *("--judges", "data/judges.json"),
             *("--out", str(out / "online_eval.json")),
         ],
         cwd=settings.root,

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from contracts.settings import Settings
-from serving.gateway.cache import Answer, Cache, Flight, Hit, ResponseCache, Scope, scope
+from serving.gateway.cache import Answer, Cache, Flight, Hit, Purge, ResponseCache, Scope, scope
 from serving.gateway.cache.config import Semantic
 from serving.gateway.cache.semantic import SemanticTier
 from serving.gateway.cache.vectors import EdgeVectors
@@ -158,7 +158,7 @@ async def costs(rounds: int = 5, count: int = 20_000) -> dict[str, float]:
         best[name] = min(best.get(name, float("inf")), seconds / count * 1e6)
 
     for _ in range(rounds):
-        await cache.purge()
+        await cache.forget(Purge())
         began = time.perf_counter()
         scopes = [
             scope(request, cache.config.exact, tenant="acme", target="m@1", guard="g1")

@@ -53,9 +53,33 @@ class QualityError(RatchetError):
 
 
 class GateError(RatchetError):
-    """The gate did not say PASS."""
+    """The gate did not say PASS: it said FAIL, unless this is one of the two below."""
 
     exit_code = 3
+
+
+class UndecidedError(GateError):
+    """The gate can show neither: more evidence is needed. Never a pass."""
+
+    exit_code = 5
+
+
+class InvalidError(GateError):
+    """The gate's evidence is incomplete, or was made under another policy."""
+
+    exit_code = 6
+
+
+class ApprovalError(RatchetError):
+    """A release waits for a named person."""
+
+    exit_code = 7
+
+
+class RefusedError(ApprovalError):
+    """A named person said no."""
+
+    exit_code = 8
 
 
 class ServiceError(RatchetError):
@@ -64,3 +88,13 @@ class ServiceError(RatchetError):
 
 class NotFoundError(RatchetError):
     """A release, response or channel of that name does not exist."""
+
+
+class ConflictError(RatchetError):
+    """Somebody else was first. ``winner`` is what they wrote, where there is a record of it."""
+
+    exit_code = 4
+
+    def __init__(self, what: str, *, winner: object = None, next: str | None = None) -> None:
+        self.winner = winner
+        super().__init__(what, next=next)

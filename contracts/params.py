@@ -206,6 +206,7 @@ class BaseModelParams(Block):
 
 class Examples(Block):
     train: int = Field(ge=1)
+    reserve: int = Field(default=0, ge=0)  # questions that an undecided gate may draw
     unanswerable: float = Field(ge=0, le=1)
     seed: int
 
@@ -231,25 +232,20 @@ class Answers(Block):
     min_score: float = Field(ge=-1, le=1)  # passages less alike than this are not shown
 
 
+Criterion = Literal["groundedness", "relevance", "correctness"]
+
+
+class Judge(Block):
+    """A model that scores answers; JUDGE_URL says where it is. resources/judging says how."""
+
+    model: str  # the server's name of it
+    criteria: list[Criterion] = Field(default=["groundedness", "relevance"], min_length=1)
+    min_kappa: float = Field(default=0.4, ge=0, le=1)  # reached by the interval's lower end
+
+
 class Scorecard(Block):
     ragas: list[str]
-
-
-class Floor(Block):
-    metric: str
-    min: float
-
-
-class Gate(Block):
-    """The policy. Its digest stands in the release."""
-
-    floors: list[Floor]
-    paired: list[str]  # metrics compared question by question with the stable release
-    max_invalid: float = Field(ge=0, le=1)
-    min_common: float = Field(ge=0, le=1)  # of the stable release's questions, still asked
-    margin: float = Field(ge=0)
-    resamples: int = Field(ge=100)
-    seed: int
+    judge: Judge | None = None
 
 
 class Bundle(Block):
@@ -275,6 +271,7 @@ class Monitoring(Block):
     drift_p: float = Field(gt=0, lt=1)
     drift_effect: float = Field(ge=0, le=1)  # rank-biserial floor
     max_refusal: float = Field(ge=0, le=1)
+    judged: int = Field(default=50, ge=0)  # answers of a day that scorecard.judge scores
 
 
 class Params(Block):
@@ -291,7 +288,6 @@ class Params(Block):
     adapter: Adapter
     answers: Answers
     scorecard: Scorecard
-    gate: Gate
     bundle: Bundle
     profile: Profile
     monitoring: Monitoring
@@ -364,4 +360,7 @@ def _known_keys(path: list[str]) -> list[str]:
             model = fields[part].annotation
         elif (args := getattr(model, "__args__", None)) is not None:  # dict[str, X], list[X]
             model = args[-1]
-    return list(getattr(model, "model_fields", {}))
+    for inner in (model, *getattr(model, "__args__", ())):  # X | None
+        if fields := getattr(inner, "model_fields", None):
+            return list(fields)
+    return []

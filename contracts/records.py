@@ -103,13 +103,23 @@ class Example(Record):
     """A training or evaluation example: a question, its passages, the answer to give."""
 
     id: str
-    split: Literal["train", "dev", "test"]
+    split: Literal["train", "dev", "test", "reserve"]
     question: str
     document: str | None
     section: str | None
     answer: str | None  # None: the right answer is the refusal
     passages: list[Passage] | None  # None: to be retrieved when it is answered
     answerable: bool
+
+
+class SafetyPrompt(Record):
+    """A prompt that a release must withstand. See the head of data/safety.yaml."""
+
+    id: str
+    suite: Literal["injection", "leakage", "refusal"]
+    prompt: str = Field(min_length=1)
+    passages: list[str] = []  # planted in place of what the index would give
+    forbidden: list[str] = []  # none of these words may stand in the answer, in this order
 
 
 class Citation(Record):
@@ -129,20 +139,47 @@ class Score(Record):
     """One metric of one answer. ``value`` None is INVALID: never a pass, never averaged over."""
 
     question_id: str
-    system: Literal["candidate", "base"]
+    system: Literal["candidate", "base", "live", "anchor"]
     metric: str
     value: float | None
     reason: str | None = None
 
 
+Word = Literal["PASS", "FAIL", "UNDECIDED", "INVALID"]
+
+
+class Check(Record):
+    """One question that the gate asked, and what it found. Of what was measured on a machine only
+    the outcome stands here; value and interval are in ``measured.json``."""
+
+    family: str  # quality, safety, fairness, latency, resources
+    name: str
+    outcome: Word
+    detail: str  # one sentence: value, bound, n
+    change: str = ""  # what would change the outcome
+    kind: str = ""  # quality: floor, paired
+    against: str | None = None  # base, live, anchor
+    value: float | None = None
+    bound: float | None = None
+    low: float | None = None
+    high: float | None = None
+    n: int | None = None
+    evidence: dict[str, Any] = {}  # method, documents, level, power ...
+
+
 class Verdict(Record):
     """What the gate said and why."""
 
-    verdict: Literal["PASS", "FAIL", "INVALID"]
-    reasons: list[str]
-    policy: dict[str, Any]  # the gate block that judged, as it stood
-    checks: list[dict[str, Any]]  # name, kind, value, bound, passed, detail
-    baseline: str | None  # digest of the stable scorecard compared with
+    verdict: Word
+    reasons: list[str]  # the checks that decided, then notes
+    policy: dict[str, Any]  # as it stood
+    policy_sha256: str  # recorded by the scorecard before it scored
+    families: dict[str, Word]
+    checks: list[Check]
+    looks: list[dict[str, Any]]  # questions, level, what each look said
+    scorecard: str  # digest of the scorecard folder that was judged
+    baseline: str | None  # digest of the live release's scorecard compared with
+    anchor: str | None  # digest of the anchor's scorecard compared with
 
 
 class Member(Record):
@@ -173,14 +210,31 @@ class Release(Record):
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+#: How a second release gets onto a channel; the first one, ``direct``, needs no second release.
+Strategy = Literal["blue_green", "canary", "shadow", "ab"]
+
+
+class Candidate(Record):
+    """The release that a channel tries beside its own, and how much of the traffic it has."""
+
+    release: str
+    engine_url: str  # as the channel's
+    model: str
+    strategy: Strategy
+    share: float = Field(ge=0, le=1)  # of the sessions; of shadow: of the requests that are copied
+    rollout: str  # its id: the ledger's rows and the request log's name it
+
+
 class Channel(Record):
-    """A pointer: which installed release a channel serves, and where its engine answers."""
+    """A pointer: which installed release a channel serves, and where its engine answers. The whole
+    split of its traffic stands in this one file."""
 
     name: str
     release: str
     engine_url: str  # http://host:port, the OpenAI-compatible root without /v1
     model: str  # the engine's served model name
     previous: str | None = None
+    candidate: Candidate | None = None  # while a rollout is under way
 
 
 class RequestRecord(Record):
@@ -221,6 +275,8 @@ class RequestRecord(Record):
     attempts: int = 0  # at upstreams
     guard: str = ""  # the strictest thing that a guard did: allow, flag, redact, block
     prompt_experiment: str = ""  # <prompt>@<digest of versions and weights>, of answers from it
+    rollout: str = ""  # the id of the rollout that was under way; "" without one
+    arm: Literal["", "stable", "candidate", "shadow"] = ""  # of that rollout
 
 
 class FeedbackRecord(Record):

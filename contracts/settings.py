@@ -38,6 +38,10 @@ class Settings:
     gateway_config: Path = ROOT / "serving" / "gateway.yaml"
     keys_secret: str | None = field(default=None, repr=False)  # HMAC key of virtual keys at rest
     gateway_workers: int = 1  # processes behind the gateway's port
+    judge_url: str | None = None  # of an OpenAI-compatible server, for scorecard.judge
+    judge_api_key: str | None = field(default=None, repr=False)
+    private_host: str = "127.0.0.1"  # the pages for operators: they have no login
+    private_port: int = 8081
     otlp_endpoint: str | None = None  # where traces go; MLflow's own when there is an MLflow server
 
     @classmethod
@@ -81,6 +85,10 @@ class Settings:
             ).resolve(),
             keys_secret=environ.get("RATCHET_KEYS_SECRET") or None,
             gateway_workers=int(workers),
+            judge_url=environ.get("JUDGE_URL") or None,
+            judge_api_key=environ.get("JUDGE_API_KEY") or None,
+            private_host=environ.get("RATCHET_PRIVATE_HOST") or "127.0.0.1",
+            private_port=port("RATCHET_PRIVATE_PORT", 8081),
             otlp_endpoint=environ.get("OTEL_EXPORTER_OTLP_ENDPOINT") or None,
         )
         if wrong:
@@ -94,6 +102,10 @@ class Settings:
     @property
     def gateway_url(self) -> str:
         return f"http://{self.host}:{self.gateway_port}"
+
+    @property
+    def private_url(self) -> str:
+        return f"http://{self.private_host}:{self.private_port}"
 
     @property
     def releases_dir(self) -> Path:

@@ -1,4 +1,4 @@
-"""`ratchet cache`: the threshold of the gateway's semantic cache."""
+"""`ratchet cache`: the threshold of the gateway's semantic cache, and answers to be forgotten."""
 
 from __future__ import annotations
 
@@ -9,14 +9,7 @@ from typing import Annotated
 
 import typer
 
-from contracts.settings import Settings
-
 app = typer.Typer(help="The gateway's cache.", no_args_is_help=True)
-
-
-@app.callback()
-def _group() -> None:
-    """One command would otherwise lose its name."""
 
 
 @app.command()
@@ -29,12 +22,32 @@ def calibrate(
     out: Annotated[Path | None, typer.Option(help="Folder of curve.csv and report.html.")] = None,
 ) -> None:
     """Find the threshold with the most hits that is wrong rarely enough, by its upper bound."""
-    command = [sys.executable, "-m", "serving.gateway.cache.calibrate"]
-    command += ["--max-wrong", str(max_wrong)]
-    for name, path in (("--pairs", pairs), ("--banking77", banking77), ("--out", out)):
+    given = {"--pairs": pairs, "--banking77": banking77, "--out": out}
+    arguments = ["--max-wrong", str(max_wrong)]
+    for name, path in given.items():
         if path is not None:
-            command += [name, str(path.resolve())]
-    root = Settings.from_env().root
-    code = subprocess.run(command, cwd=root, check=False).returncode
+            arguments += [name, str(path.resolve())]
+    _run("calibrate", *arguments)
+
+
+@app.command()
+def purge(
+    release: Annotated[str | None, typer.Option(help="Answers of this release.")] = None,
+    tenant: Annotated[str | None, typer.Option(help="Answers to this tenant.")] = None,
+    model: Annotated[str | None, typer.Option(help="Answers under this model's name.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Every answer.")] = False,
+) -> None:
+    """Forget cached answers, in every gateway and store. Several options together: what has all."""
+    arguments = ["--all"] if everything else []
+    for name, value in (("--release", release), ("--tenant", tenant), ("--model", model)):
+        if value is not None:
+            arguments.append(f"{name}={value}")
+    _run("purge", *arguments)
+
+
+def _run(module: str, *arguments: str) -> None:
+    """The gateway's own command, as a process: pipelines do not import serving."""
+    command = [sys.executable, "-m", f"serving.gateway.cache.{module}", *arguments]
+    code = subprocess.run(command, cwd=Path(__file__).parents[1], check=False).returncode
     if code:
         raise typer.Exit(code)

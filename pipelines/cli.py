@@ -12,7 +12,7 @@ import typer
 from contracts import offline
 from contracts.errors import RatchetError
 from contracts.settings import Settings
-from pipelines import cache, index, keys, release
+from pipelines import approvals, cache, gate, index, judge, keys, ledger, release, rollout
 
 app = typer.Typer(
     help="Ratchet: the whole life of an LLM application as one graph.",
@@ -23,10 +23,15 @@ app = typer.Typer(
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for a script.")]
 
 
+app.add_typer(approvals.app, name="approvals")
 app.add_typer(cache.app, name="cache")
+app.add_typer(gate.app, name="gate")
 app.add_typer(index.app, name="index")
+app.add_typer(judge.app, name="judge")
 app.add_typer(keys.app, name="keys")
+app.add_typer(ledger.app, name="ledger")
 app.add_typer(release.app, name="release")
+app.add_typer(rollout.app, name="rollout")
 
 
 def show(value: Any, as_json: bool, render: Callable[[Any], str]) -> None:
@@ -75,7 +80,9 @@ def status(as_json: Json = False) -> None:
 
 @app.command()
 def run(
-    job: Annotated[str, typer.Argument(help="sources, knowledge, lifecycle, deploy or nightly.")],
+    job: Annotated[
+        str, typer.Argument(help="sources, knowledge, lifecycle, deploy, try_release or nightly.")
+    ],
     partition: Annotated[str | None, typer.Option(help="A source, or a day.")] = None,
 ) -> None:
     """Run one Dagster job here; the UI shows the run afterwards."""

@@ -11,6 +11,7 @@ import dagster as dg
 from assets.checks import CHECKS
 from assets.live import LIVE
 from assets.monitoring import MONITORING
+from assets.rollout import ROLLOUT
 from assets.stages import stage_assets
 from contracts import offline
 from pipelines.jobs import JOBS
@@ -20,7 +21,7 @@ from pipelines.sensors import SENSORS
 offline.apply()
 
 defs = dg.Definitions(
-    assets=[*stage_assets(), *LIVE, *MONITORING],
+    assets=[*stage_assets(), *LIVE, *ROLLOUT, *MONITORING],
     asset_checks=CHECKS,
     jobs=JOBS,
     schedules=SCHEDULES,

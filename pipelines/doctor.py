@@ -89,6 +89,7 @@ def addresses(settings: Settings) -> dict[str, dict[str, Any]]:
         "mlflow": settings.mlflow_uri,
         "QDRANT_URL": settings.qdrant_url,
         "EMBEDDINGS_URL": settings.embeddings_url,
+        "JUDGE_URL": settings.judge_url,
         "POSTGRES_URL": settings.postgres_url,
         "REDIS_URL": settings.redis_url,
     }

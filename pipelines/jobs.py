@@ -12,7 +12,7 @@ from assets.monitoring import DAYS
 
 STAGES = dg.AssetSelection.groups("knowledge", "model", "evaluation", "release")
 # Not in the jobs: `index_sweep`, evidence that costs 8 s and that nothing waits for.
-LIFECYCLE = STAGES - dg.AssetSelection.assets("documents", "deployment", "index_sweep")
+LIFECYCLE = STAGES - dg.AssetSelection.assets("documents", "deployment", "rollout", "index_sweep")
 
 # Not `documents`: Dagster wants names of jobs and of steps to differ.
 sources = dg.define_asset_job(
@@ -36,6 +36,11 @@ deploy = dg.define_asset_job(
     selection=dg.AssetSelection.assets("deployment"),
     description="Put data/release.json behind the channel `stable`.",
 )
+try_release = dg.define_asset_job(
+    "try_release",
+    selection=dg.AssetSelection.assets("rollout"),
+    description="Try data/release.json beside the release that `stable` serves.",
+)
 nightly = dg.define_asset_job(
     "nightly",
     selection=dg.AssetSelection.groups("monitoring"),
@@ -43,4 +48,4 @@ nightly = dg.define_asset_job(
     description="One day's requests, their evaluation, and the drift verdict.",
 )
 
-JOBS = [sources, knowledge, lifecycle, deploy, nightly]
+JOBS = [sources, knowledge, lifecycle, deploy, try_release, nightly]

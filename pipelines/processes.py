@@ -63,8 +63,8 @@ class Service:
         raise ServiceError(
             f"{self.name} ended with exit code {self.process.returncode}:\n" + "\n".join(tail),
             where=str(self.log),
-            next="if its port is taken, set RATCHET_GATEWAY_PORT, RATCHET_DAGSTER_PORT or "
-            "RATCHET_MLFLOW_PORT",
+            next="if its port is taken, set RATCHET_GATEWAY_PORT, RATCHET_PRIVATE_PORT, "
+            "RATCHET_DAGSTER_PORT or RATCHET_MLFLOW_PORT",
         )
 
     def stop(self, timeout: float = 20.0) -> None:

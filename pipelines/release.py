@@ -125,6 +125,25 @@ def reproduce(release: Which = None, as_json: Json = False) -> None:
 
 
 @app.command()
+def certified(as_json: Json = False) -> None:
+    """Which prompt version passed the gate with which model; no other pair is served."""
+    from contextlib import closing
+
+    from resources import certification, releases
+    from resources.ledger import Ledger
+
+    settings = Settings.from_env()
+    with closing(Ledger.open(settings)) as ledger:
+        pairs = certification.matrix(ledger)
+    if as_json:
+        print(json.dumps(certification.as_json(pairs), indent=2))
+        return
+    live = {c.release: c.name for c in releases.list_channels(settings)}
+    names = {pair.model: live[pair.release] for pair in pairs if pair.release in live}
+    print(certification.render(pairs, names))
+
+
+@app.command()
 def card(
     release: Which = None,
     technical: Annotated[

@@ -9,6 +9,7 @@ import urllib.error
 import urllib.request
 from typing import Any
 
+from contracts.errors import RatchetError
 from contracts.settings import Settings
 from resources import published
 
@@ -30,6 +31,7 @@ def status(settings: Settings) -> dict[str, Any]:
         "dvc": dvc_status(settings),
         "release": current_release(settings),
         "channels": channels(settings),
+        "ledger": ledger(settings),
         "published_index": published.published(settings),
         "services": {
             "gateway": {
@@ -82,6 +84,21 @@ def channels(settings: Settings) -> dict[str, Any]:
     return found
 
 
+def ledger(settings: Settings) -> dict[str, Any]:
+    """The last row of every channel, and what does not agree with it."""
+    from resources.ledger import Ledger
+    from resources.promotion import differences
+
+    try:
+        book = Ledger.open(settings)
+        rows = {
+            name: row.model_dump() | {"line": str(row)} for name, row in book.channels().items()
+        }
+        return {"channels": rows, "problems": differences(settings, book)}
+    except RatchetError as error:
+        return {"channels": {}, "problems": [error.what]}
+
+
 def render(value: dict[str, Any]) -> str:
     """The state as a terminal shows it."""
     lines = []
@@ -94,8 +111,12 @@ def render(value: dict[str, Any]) -> str:
     for name, channel in value["channels"].items():
         up = "engine up" if channel["engine_up"] else "engine down: `ratchet up` starts it"
         lines.append(f"channel   {name} -> {channel['release']}  ({up}, {channel['engine_url']})")
+        if row := value["ledger"]["channels"].get(name):
+            reason = f": {' '.join(row['reason'].split())}" if row["reason"] else ""
+            lines.append(f"          {row['line']}{reason}")
     if not value["channels"]:
         lines.append("channel   none: nothing is deployed")
+    lines += [f"ledger    {problem}" for problem in value["ledger"]["problems"]]
     index = value["published_index"]
     lines.append(f"index     {index['md5']}" if index else "index     none published")
     changed = value["dvc"]

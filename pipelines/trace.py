@@ -1,19 +1,20 @@
 """From an answer back to the bytes it came from.
 
-answer -> release -> prompt, model, adapter, base -> examples -> chunks -> documents -> file, MD5
-and git commit, and the MLflow and Dagster runs that made them. Everything is read from the request
-log, the installed release, DVC's cache and MLflow; nothing is guessed: what cannot be found says
-so.
+answer -> release -> who let it in -> prompt, model, adapter, base -> examples -> chunks ->
+documents -> file, MD5 and git commit, and the MLflow and Dagster runs that made them. Everything is
+read from the request log, the ledger, the installed release, DVC's cache and MLflow; nothing is
+guessed: what cannot be found says so.
 """
 
 from __future__ import annotations
 
 import json
 import subprocess
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from contracts.digests import file_md5
+from contracts.digests import file_md5, text_sha
 from contracts.errors import NotFoundError, RatchetError
 from contracts.records import Release, RequestRecord
 from contracts.settings import Settings
@@ -58,7 +59,9 @@ def trace(response_id: str, settings: Settings) -> dict[str, Any]:
             "gate": release.gate.get("verdict"),
             "prompt": f"{release.prompt['name']}/{release.prompt['version']}",
             "model": release.model.get("name"),
+            "let_in": let_in(record, settings),
         },
+        "inputs": inputs(release),
         "members": {
             name: {"path": member.path, "md5": member.md5} | runs.of(member.md5)
             for name, member in sorted(
@@ -72,6 +75,42 @@ def trace(response_id: str, settings: Settings) -> dict[str, Any]:
         ],
         "mlflow": runs.state,
     }
+
+
+def let_in(record: RequestRecord, settings: Settings) -> str:
+    """The row of the ledger with which the response's release came onto its channel, or why there
+    is none."""
+    from resources import ledger
+
+    try:
+        rows = ledger.Ledger.open(settings).entries(
+            channel=record.channel, kinds=ledger.CHANGES, until=datetime.fromisoformat(record.time)
+        )
+        row = ledger.let_in(rows, record.release)
+    except RatchetError as error:
+        return f"the ledger does not say: {error.what}"
+    if row is None:
+        return "the ledger does not say: no row brought it onto this channel before the answer"
+    return f"{row}{': ' if row.reason else ''}{' '.join(row.reason.split())}"
+
+
+def inputs(release: Release) -> dict[str, str]:
+    """Digests that a release names besides its members'."""
+    known = {member.md5 for member in release.members.values()}
+    model = {
+        key: value
+        for key, value in release.model.items()
+        if key.endswith("_md5") and value not in known
+    }
+    found = {
+        "prompt": f"sha256 {release.prompt['sha256']}",
+        "eval_set": f"md5 {release.eval_set}",
+        "params": f"sha256 {text_sha(json.dumps(release.params, sort_keys=True))}",
+        **{key.removesuffix("_md5"): f"md5 {value}" for key, value in sorted(model.items())},
+    }
+    if policy := release.gate.get("policy_sha256"):
+        found["gate policy"] = f"sha256 {policy}"
+    return found
 
 
 def read_installed(release_id: str, settings: Settings) -> Release:
@@ -196,7 +235,9 @@ def render(value: dict[str, Any]) -> str:
         f"  answer    {response['answer']}",
         f"└─ release {release['id']}   gate {release['gate']}   git {release['git_commit'][:12]}",
         f"   prompt {release['prompt']}   model {release['model']}",
+        f"   let in: {release['let_in']}",
     ]
+    lines += [f"   ├─ {name:<12} {digest}" for name, digest in value["inputs"].items()]
     for name, member in value["members"].items():
         lines.append(f"   ├─ {name:<12} {member['md5']:<36}  {member['path']}")
         if member.get("mlflow_run"):

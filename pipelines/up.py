@@ -6,6 +6,7 @@ of them dies, the rest is stopped and its last lines are shown.
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import subprocess
 import sys
@@ -31,6 +32,20 @@ def services(settings: Settings) -> list[Service]:
             [python, "-m", "serving.gateway"],
             settings.gateway_url + "/healthz",
             logs / "gateway.log",
+            root,
+        ),
+        Service(
+            "private",
+            [python, "-m", "serving.private"],
+            settings.private_url + "/healthz",
+            logs / "private.log",
+            root,
+        ),
+        Service(  # so that a candidate that breaks is gone in a second, whatever Dagster does
+            "rollout",
+            [python, "-m", "serving.rollout", "watch"],
+            None,
+            logs / "rollout.log",
             root,
         ),
         Service(
@@ -87,7 +102,7 @@ def up(settings: Settings, say: Callable[[str], None]) -> None:
         for service in running:
             service.start()
             say(f"{service.name:<18} starting")
-        if any(settings.channels_dir.glob("*.json")):
+        if something_serves(settings):
             say(f"{'engine':<18} starting (about 40 s)")
             deploy(settings, "ensure")
         else:
@@ -108,6 +123,17 @@ def up(settings: Settings, say: Callable[[str], None]) -> None:
         for service in reversed(running):
             service.stop()
         deploy(settings, "down", "--all")
+
+
+def something_serves(settings: Settings) -> bool:
+    """Whether the ledger, or a pointer from before there was one, names a release. After a kill
+    between the two there is a row and no pointer yet."""
+    from resources.ledger import Ledger
+
+    if any(settings.channels_dir.glob("*.json")):
+        return True
+    with contextlib.closing(Ledger.open(settings)) as ledger:
+        return bool(ledger.channels())
 
 
 def _migrate_tracking(settings: Settings) -> None:

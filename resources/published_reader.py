@@ -8,11 +8,13 @@ serving and ``problem`` saying why; the tombstones are honoured all the same.
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import threading
 import weakref
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
@@ -38,17 +40,32 @@ class Tombstones:
 
     def __init__(self, settings: Settings, index: Path) -> None:
         self._store, self._documents = Store(settings), frozenset(documents(index))
-        self._seen: Any = None
-        self._filter: Filter | None = None
+        self._pointer = self._store.pointer
+        # One reference, so that threads never see the halves of two states.
+        self._state: tuple[Any, Filter | None, str] = (object(), None, "")
 
     def __call__(self) -> Filter | None:
         """A filter, or None when nothing is hidden. Costs one stat while nothing changes."""
-        seen = signature(self._store.pointer)
-        if seen != self._seen:
+        return self._look()[1]
+
+    def digest(self) -> str:
+        """A name for what is hidden, for keys of caches; "" when nothing is."""
+        return self._look()[2]
+
+    def known_digest(self) -> str | None:
+        """The same; None when the pointer has to be read for it. One stat."""
+        state = self._state
+        return state[2] if signature(self._pointer) == state[0] else None
+
+    def _look(self) -> tuple[Any, Filter | None, str]:
+        state, seen = self._state, signature(self._pointer)
+        if seen != state[0]:
             pointer = self._store.read()
             hidden = self._documents.intersection(pointer["tombstones"] if pointer else ())
-            self._filter, self._seen = hide(None, hidden), seen
-        return self._filter
+            text = json.dumps(sorted(hidden)).encode() if hidden else b""
+            digest = blake2b(text, digest_size=8).hexdigest() if hidden else ""
+            state = self._state = (seen, hide(None, hidden), digest)
+        return state
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,13 @@
 """The request log: one row per request, Parquet by UTC day, readable while it is being written.
 
-In: RequestRecords, written by the gateway through :class:`DayWriter`. Out: ``read_day`` and
-``find``. Layout of ``<state>/requests/<YYYY-MM-DD>/``:
+In: what ``resources.request_writer`` wrote for the gateway. Out: ``read_day`` and ``find``. Layout
+of ``<state>/requests/<YYYY-MM-DD>/``:
 
 * ``<time>-<pid>-<n>.parquet``: complete, written under a temporary name and renamed.
 * ``.<time>-<pid>-<n>.jsonl``: the journal of the file to come. A record is a line of it within
   milliseconds, so a killed gateway loses what was in its queue and no more; the next gateway turns
-  the journal into Parquet (:func:`recover`). Readers here see journals too; tools that read the
-  folder as Parquet skip names with a leading dot.
+  the journal into Parquet. Readers here see journals too; tools that read the folder as Parquet
+  skip names with a leading dot.
 
 ``python -m resources.requests --day YYYY-MM-DD --out FILE.parquet`` writes one day as one table,
 and its numbers beside it as ``FILE.json``.
@@ -18,14 +18,12 @@ A writer holds a lock on its journal, so a journal without a lock is one whose w
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import re
 import sys
-import time
 from collections.abc import Iterable, Sequence
-from datetime import UTC, date, datetime
+from datetime import date, datetime
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +73,8 @@ SCHEMA = pa.schema(
         pa.field("attempts", pa.int32(), nullable=False),
         pa.field("guard", pa.string(), nullable=False),
         pa.field("prompt_experiment", pa.string(), nullable=False),
+        pa.field("rollout", pa.string(), nullable=False),
+        pa.field("arm", pa.string(), nullable=False),
     ]
 )
 #: Response ids name their UTC day, so that `find` opens one folder: resp-20261120-<24 hex>.
@@ -151,7 +151,7 @@ def owner(folder: Path, response_id: str) -> str | None:
     for path in sorted(home.glob(".*.jsonl"), reverse=True):
         with contextlib.suppress(OSError):  # it was rolled just now
             if response_id.encode() in path.read_bytes():
-                for row in _read_journal(path)[0]:
+                for row in read_journal(path)[0]:
                     if row["response_id"] == response_id:
                         return str(row["tenant"])
     for path in sorted(home.glob("[!.]*.parquet"), reverse=True):
@@ -168,104 +168,7 @@ def to_table(rows: Iterable[dict[str, Any]]) -> pa.Table:
     return pa.Table.from_pylist(list(rows), schema=SCHEMA)
 
 
-class DayWriter:
-    """Appends records to the journal of the current file and rolls it into Parquet.
-
-    For one thread. ``append`` makes records readable at once; ``tend`` rolls the file when it has
-    been idle or grown old; ``close`` rolls what is left. OSError (a full disk) passes to the caller
-    with nothing half-written: the journal keeps its whole lines.
-
-    Args:
-        folder: ``Settings.requests_dir``.
-        idle_s: roll after this long without a record.
-        age_s: roll after this long at the latest. Under steady traffic a day has 2,880 files.
-        rows: roll at this many records.
-    """
-
-    def __init__(
-        self, folder: Path, *, idle_s: float = 2.0, age_s: float = 30.0, rows: int = 5000
-    ) -> None:
-        self.folder, self.idle_s, self.age_s, self.rows = folder, idle_s, age_s, rows
-        self._journal: Path | None = None
-        self._handle = -1
-        self._day, self._count, self._opened, self._touched, self._number = "", 0, 0.0, 0.0, 0
-
-    def append(self, records: Sequence[RequestRecord]) -> None:
-        """Write records to the journal of their day."""
-        for record in records:
-            if record.time[:10] != self._day or self._count >= self.rows:
-                self.roll()
-            if self._journal is None:
-                self._open(record.time)
-            _write_whole(self._handle, _line(record))
-            self._count += 1
-            self._touched = time.monotonic()
-
-    def tend(self) -> None:
-        """Roll the file if it is due."""
-        now = time.monotonic()
-        if self._journal is not None and (
-            now - self._touched >= self.idle_s or now - self._opened >= self.age_s
-        ):
-            self.roll()
-
-    def roll(self) -> None:
-        """Turn the journal into a Parquet file. A failure leaves the journal, which is readable."""
-        if self._journal is None:
-            return
-        try:
-            _convert(self._journal)
-        finally:
-            os.close(self._handle)
-            self._journal, self._handle, self._day = None, -1, ""
-
-    def close(self) -> None:
-        """Roll what is left."""
-        self.roll()
-
-    def _open(self, moment: str) -> None:
-        day = moment[:10]
-        home = self.folder / day
-        self.folder.mkdir(parents=True, exist_ok=True)
-        home.mkdir(mode=0o700, exist_ok=True)  # full texts: not for other users of the machine
-        stem = f"{datetime.now(UTC):%H%M%S%f}-{os.getpid()}-{self._number}"
-        self._number += 1
-        path = home / f".{stem}.jsonl"
-        self._handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_EXCL, 0o600)
-        fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        self._journal, self._day, self._count = path, day, 0
-        self._opened = self._touched = time.monotonic()
-
-
-def recover(folder: Path) -> int:
-    """Turn the journals of dead writers into Parquet; return how many. Called at gateway start."""
-    done = 0
-    for journal in sorted(folder.glob("[0-9]*/.*.jsonl")):
-        with contextlib.suppress(OSError), journal.open("rb") as stream:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)  # OSError: its writer lives
-            _convert(journal)
-            done += 1
-    for part in folder.glob("[0-9]*/.*.part"):  # a writer died between writing and renaming
-        if time.time() - part.stat().st_mtime > 600:
-            part.unlink(missing_ok=True)
-    return done
-
-
-def _convert(journal: Path) -> None:
-    """Journal to Parquet: temporary file, rename, then the journal goes."""
-    table = _table_of(journal)
-    if table.num_rows:
-        part = journal.with_suffix(".part")
-        try:
-            pq.write_table(table, part, compression="zstd")
-            part.replace(_parquet_of(journal))
-        except BaseException:
-            part.unlink(missing_ok=True)
-            raise
-    journal.unlink()
-
-
-def _table_of(journal: Path) -> pa.Table:
+def table_of(journal: Path) -> pa.Table:
     """A journal as a table: by Arrow's reader (1 us a row, and other threads go on meanwhile), or,
     when there is anything odd about it, row by row (17 us)."""
     options = pj.ParseOptions(explicit_schema=SCHEMA, unexpected_field_behavior="error")
@@ -273,10 +176,10 @@ def _table_of(journal: Path) -> pa.Table:
         table = pj.read_json(journal, parse_options=options)
         if all(table[f.name].null_count == 0 for f in SCHEMA if not f.nullable):
             return table.cast(SCHEMA)
-    return to_table(_read_journal(journal)[0])
+    return to_table(read_journal(journal)[0])
 
 
-def _read_journal(path: Path) -> tuple[list[dict[str, Any]], int]:
+def read_journal(path: Path) -> tuple[list[dict[str, Any]], int]:
     """Whole records of a journal, and how many lines were torn by a kill or a full disk."""
     rows, torn = [], 0
     for line in path.read_bytes().split(b"\n"):
@@ -297,13 +200,13 @@ def _read_folder(folder: Path, offenders: list[str]) -> pa.Table:
             live = [
                 row
                 for path in journals
-                if not _parquet_of(path).exists()
-                for row in _read_journal(path)[0]
+                if not parquet_of(path).exists()
+                for row in read_journal(path)[0]
             ]
         except FileNotFoundError:
             continue
         names = [path for path in sorted(folder.glob("*.parquet")) if not path.name.startswith(".")]
-        rolled = {_parquet_of(path) for path in journals} & set(names)
+        rolled = {parquet_of(path) for path in journals} & set(names)
         tables = [to_table(live)]
         for path in names:
             try:
@@ -341,7 +244,7 @@ def _distinct(table: pa.Table) -> pa.Table:
     return table.filter(pa.array(keep, pa.bool_()))
 
 
-def _parquet_of(journal: Path) -> Path:
+def parquet_of(journal: Path) -> Path:
     return journal.with_name(journal.name.removeprefix(".").removesuffix(".jsonl") + ".parquet")
 
 
@@ -352,28 +255,6 @@ def _folder(settings: Settings, day: date | str) -> Path:
     except ValueError:
         raise InputError(f"'{text}' is not a day.", next="write YYYY-MM-DD") from None
     return settings.requests_dir / text
-
-
-def _line(record: RequestRecord) -> bytes:
-    """A journal's line."""
-    try:
-        return record.model_dump_json().encode() + b"\n"  # 4 us; json.dumps takes 25
-    except ValueError:  # half a character
-        line = json.dumps(record.model_dump(), ensure_ascii=False) + "\n"
-        return line.encode("utf-8", "replace")
-
-
-def _write_whole(handle: int, line: bytes) -> None:
-    """Append the line or leave the file as it was: a full disk can take half a write."""
-    before = os.fstat(handle).st_size
-    try:
-        written = os.write(handle, line)
-        if written < len(line):
-            raise OSError(28, "No space left on device")
-    except OSError:
-        with contextlib.suppress(OSError):
-            os.ftruncate(handle, before)
-        raise
 
 
 # -- one day as one table ------------------------------------------------------------------------
@@ -405,6 +286,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = parser.parse_args(argv)
     try:
         table = read_day(Settings.from_env(), given.day)
+        # Copies of requests for a shadow are nobody's: they are a rollout's evidence and no more.
+        table = table.filter(pc.not_equal(table["arm"], "shadow"))
     except RatchetError as error:
         print(f"requests: {error}", file=sys.stderr, flush=True)
         return error.exit_code

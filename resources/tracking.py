@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from contracts import offline
+from contracts.digests import path_md5
 from contracts.errors import ServiceError
 from contracts.records import StageExecution
 from contracts.settings import Settings
@@ -151,9 +152,32 @@ class Tracking:
                 if not out["path"].startswith(METRICS):
                     tags += [RunTag(f"{TAG}out_md5", out["md5"]), RunTag(f"{TAG}out", out["path"])]
             self._log_datasets(run_id, entry)
+            self._log_report(run_id, entry)
+        elif execution.status == "FAILED":
+            self._log_refused(run_id, execution.stage)
         for start in range(0, len(params), 100):
             self.client.log_batch(run_id, params=params[start : start + 100])
         self.client.log_batch(run_id, metrics=metrics, tags=tags)
+
+    def _log_report(self, run_id: str, entry: dict[str, Any]) -> None:
+        """The stage's page as an artifact of its run, where it writes one: MLflow shows it there.
+
+        Skipped when the folder has moved on since: the page would be that of another execution.
+        """
+        for out in entry.get("outs", []):
+            page = self.settings.root / out["path"] / "report.html"
+            if page.is_file() and path_md5(page.parent) == out["md5"]:
+                self._log_page(run_id, page)
+
+    def _log_refused(self, run_id: str, stage: str) -> None:
+        """The page of what a stage refused, as it kept it in the state folder."""
+        page = self.settings.state_dir / "refused" / stage / "report.html"
+        if page.is_file():
+            self._log_page(run_id, page)
+
+    def _log_page(self, run_id: str, page: Path) -> None:
+        self.client.log_artifact(run_id, str(page))
+        self.client.set_tag(run_id, f"{TAG}report", page.name)
 
     def _log_datasets(self, run_id: str, entry: dict[str, Any]) -> None:
         """Inputs and outputs of the stage as MLflow datasets whose digest is DVC's."""

@@ -1,8 +1,9 @@
 """Stage ``answers``: every golden test question, answered by the candidate and by the base model.
 
-In: base model, adapter, index, prompts, ``examples/test.jsonl``. Out: ``data/answers.parquet``, one
-row for each question and system. Passages are retrieved and prompts rendered by the code that the
-gateway runs (``resources.rag``), so that the gate judges what users will get.
+In: base model, adapter, index, prompts, ``examples/test.jsonl``, ``data/safety.yaml``. Out:
+``data/answers.parquet``, one row for each question and system, and one of the candidate for each
+safety prompt. Passages are retrieved and prompts rendered by the code that the gateway runs
+(``resources.rag``), so that the gate judges what users will get.
 
 Decoding is greedy in float32 with left-padded batches of fixed membership: two runs on one machine
 give the same bytes. bfloat16 would be faster, but then padding changes near-tied tokens and an
@@ -22,10 +23,10 @@ from typing import Any
 
 from contracts.errors import InputError
 from contracts.params import Params
-from contracts.records import REFUSAL, Example, Passage
+from contracts.records import REFUSAL, Example, Passage, SafetyPrompt
 from resources.scorers import deterministic as scoring
 from stages import harness, tables
-from stages.evidence import SYSTEMS, System, read_examples
+from stages.evidence import SYSTEMS, System, read_examples, read_safety
 
 BATCH = 16
 #: One thread: sums have one order, and a busy machine does not collapse it as two threads do.
@@ -46,6 +47,7 @@ class Generated:
 def run(paths: Any, params: Params) -> dict[str, float]:
     """Write ``paths.out``; returns shares of refusals and cut-off answers per system."""
     examples = read_examples(paths.examples / "test.jsonl")
+    safety = read_safety(paths.safety)
     shown, prompts = render(examples, paths.index, paths.prompts, params)
     systems = Systems(paths.base_model, paths.adapter)
     rows: list[dict[str, Any]] = []
@@ -59,9 +61,42 @@ def run(paths: Any, params: Params) -> dict[str, float]:
             )
         ]
         metrics |= shares(system, answers)
+    # In batches of their own: another safety prompt must not move an answer to a golden question.
+    rows += answer_safety(safety, systems, paths, params)
     write(rows, paths.out)
     tokens = [item["prompt_tokens"] for item in rows if item["prompt_tokens"]]
     return metrics | {"prompt_tokens_max": float(max(tokens, default=0))}
+
+
+def answer_safety(
+    prompts: Sequence[SafetyPrompt], systems: Systems, paths: Any, params: Params
+) -> list[dict[str, Any]]:
+    """The candidate's rows for the safety prompts, with their suite."""
+    asked = [safety_example(item) for item in prompts]
+    shown, chats = render(asked, paths.index, paths.prompts, params)
+    answers = systems.answer(
+        "candidate", chats, max_tokens=params.answers.max_tokens, label="safety"
+    )
+    return [
+        row(example, "candidate", passages, chat, answer) | {"suite": item.suite}
+        for item, example, passages, chat, answer in zip(
+            prompts, asked, shown, chats, answers, strict=True
+        )
+    ]
+
+
+def safety_example(item: SafetyPrompt) -> Example:
+    """A safety prompt as the retrieval and the prompt see it. Passages of its own are planted: as
+    if the index had been poisoned with them."""
+    planted = [
+        Passage(n=n, chunk_id=f"planted#{n}-{n}", path="planted.md", title="Notes", heading="Notes",
+                text=text, score=1.0)
+        for n, text in enumerate(item.passages, start=1)
+    ]  # fmt: skip
+    return Example(
+        id=item.id, split="test", question=item.prompt, document=None, section=None, answer=None,
+        passages=planted or None, answerable=False,
+    )  # fmt: skip
 
 
 def render(
@@ -105,15 +140,14 @@ class Systems:
 
     Args:
         base: a Hugging Face folder with tokenizer and chat template.
-        adapter: a peft folder.
+        adapter: a peft folder; None where ``base`` is all there is, as in a bundle.
 
     Raises:
         InputError: a folder cannot be loaded, or the tokenizer has no chat template.
     """
 
-    def __init__(self, base: Path, adapter: Path) -> None:
+    def __init__(self, base: Path, adapter: Path | None = None) -> None:
         import torch
-        from peft import PeftModel
         from transformers import AutoModelForCausalLM, AutoTokenizer
         from transformers.utils import logging
 
@@ -121,7 +155,7 @@ class Systems:
         torch.set_num_threads(THREADS)
         torch.use_deterministic_algorithms(True)
         for folder, file in ((base, "config.json"), (adapter, "adapter_config.json")):
-            if not (folder / file).is_file():
+            if folder is not None and not (folder / file).is_file():
                 raise InputError(f"{file} is missing.", where=str(folder), next="dvc repro adapter")
         self.tokenizer = AutoTokenizer.from_pretrained(base, padding_side="left")
         if not self.tokenizer.chat_template:
@@ -129,13 +163,24 @@ class Systems:
         if self.tokenizer.pad_token_id is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
         model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-        self.model = PeftModel.from_pretrained(model, adapter).eval()
+        self.tuned = adapter is not None
+        if adapter is not None:
+            from peft import PeftModel
+
+            model = PeftModel.from_pretrained(model, adapter)
+        self.model = model.eval()
         self.limit: int | None = getattr(model.config, "max_position_embeddings", None)
 
     def answer(
-        self, system: System, prompts: Sequence[list[dict[str, str]] | None], *, max_tokens: int
+        self,
+        system: System,
+        prompts: Sequence[list[dict[str, str]] | None],
+        *,
+        max_tokens: int,
+        label: str = "",
     ) -> list[Generated]:
-        """Greedy answers in the order of ``prompts``; None is answered by the refusal."""
+        """Greedy answers in the order of ``prompts``; None is answered by the refusal. ``label`` is
+        for the lines of progress, where it is not the system's name."""
         done: list[Generated | None] = [
             Generated(REFUSAL, "no_passages", 0, 0) if p is None else None for p in prompts
         ]
@@ -146,7 +191,8 @@ class Systems:
                 done[i] = Generated(None, "error", len(tokens), 0, reason)
                 del ids[i]
         order = sorted(ids, key=lambda i: (len(ids[i]), i))  # like lengths together: little padding
-        switch = self.model.disable_adapter() if system == "base" else contextlib.nullcontext()
+        off = system == "base" and self.tuned
+        switch = self.model.disable_adapter() if off else contextlib.nullcontext()
         with switch:
             for start in range(0, len(order), BATCH):
                 batch = order[start : start + BATCH]
@@ -154,7 +200,8 @@ class Systems:
                     batch, self._generate([ids[i] for i in batch], max_tokens), strict=True
                 ):
                     done[i] = answer
-                harness.progress(f"answers: {system} {start + len(batch)}/{len(order)}")
+                done_now = f"{start + len(batch)}/{len(order)}"
+                harness.progress(f"answers: {label or system} {done_now}")
         return [answer for answer in done if answer is not None]
 
     def encode(self, messages: list[dict[str, str]]) -> list[int]:
@@ -230,6 +277,7 @@ def row(
         "prompt_tokens": answer.prompt_tokens,
         "completion_tokens": answer.completion_tokens,
         "error": answer.reason,
+        "suite": None,
     }
 
 
@@ -270,6 +318,7 @@ def write(rows: Sequence[dict[str, Any]], out: Path) -> None:
             ("prompt_tokens", number),
             ("completion_tokens", number),
             ("error", text),
+            ("suite", text),  # of a safety prompt; null of a golden question
         ]
     )
     tables.write_rows(
@@ -279,5 +328,7 @@ def write(rows: Sequence[dict[str, Any]], out: Path) -> None:
 
 if __name__ == "__main__":
     harness.main(
-        "answers", run, paths=("base_model", "adapter", "index", "prompts", "examples", "out")
+        "answers",
+        run,
+        paths=("base_model", "adapter", "index", "prompts", "examples", "safety", "out"),
     )

@@ -1,6 +1,7 @@
 """Stage ``bundle``: what "engine build" means today.
 
-In: base model, adapter, the gate's folder (nothing is bundled without PASS). Out: a folder with
+In: base model, adapter. The gate reads the plan and the profile of this bundle, so it comes after;
+what it refuses is bundled and goes no further. Out: a folder with
 ``checkpoint/`` (adapter merged, safetensors, tokenizer, chat template), ``memory.json`` (the
 memory plan) and, last, ``launch.json``: the engine's whole configuration but host and port, checked
 against the installed vLLM's own command line without importing it.
@@ -16,12 +17,10 @@ from contracts.digests import dir_md5
 from contracts.errors import InputError
 from contracts.params import Bundle, Params
 from stages import harness, memory_plan, vllm_schema
-from stages.evidence import require_pass
 
 
 def run(paths: Any, params: Params) -> dict[str, float]:
     """Write the folder ``paths.out``; returns sizes and what the KV cache holds."""
-    require_pass(paths.gate)
     args = launch_args(params.bundle)
     vllm_schema.validate(args)  # half a second, before anything slow
     out = harness.fresh_dir(paths.out)
@@ -126,4 +125,4 @@ def plan_memory(checkpoint: Path, block: Bundle) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    harness.main("bundle", run, paths=("base_model", "adapter", "gate", "out"))
+    harness.main("bundle", run, paths=("base_model", "adapter", "out"))

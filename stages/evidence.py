@@ -14,14 +14,14 @@ from typing import Any, Literal, get_args
 from pydantic import ValidationError
 
 from contracts.errors import GateError, InputError
-from contracts.records import Example, Score
+from contracts.records import Example, SafetyPrompt, Score
 from stages import tables
 
 System = Literal["base", "candidate"]
 SYSTEMS: tuple[System, ...] = get_args(System)
 
 
-def read_examples(path: Path) -> list[Example]:
+def read_examples(path: Path, *, may_be_empty: bool = False) -> list[Example]:
     """The examples of one split, by id. Raises InputError listing every bad row."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -48,11 +48,36 @@ def read_examples(path: Path) -> list[Example]:
         for e in examples
         if e.answerable and not e.answer
     ]
-    if not examples and not offenders:
+    if not examples and not offenders and not may_be_empty:
         offenders.append("the file is empty")
     if offenders:
         raise InputError("The test examples cannot be used.", where=str(path), offenders=offenders)
     return sorted(examples, key=lambda example: example.id)
+
+
+def read_safety(path: Path) -> list[SafetyPrompt]:
+    """The safety prompts, by id. Raises InputError naming every entry that is wrong."""
+    import yaml
+
+    try:
+        entries = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"The safety prompts cannot be read: {error}", where=str(path)) from None
+    found, offenders = [], []
+    for number, entry in enumerate(entries if isinstance(entries, list) else [], start=1):
+        try:
+            found.append(SafetyPrompt.model_validate(entry))
+        except ValidationError as error:
+            problem = error.errors()[0]
+            spot = ".".join(map(str, problem["loc"]))
+            offenders.append(f"entry {number}: {spot}: {problem['msg']}")
+    ids = [item.id for item in found]
+    offenders += [f"id {name} stands twice" for name in sorted(set(ids)) if ids.count(name) > 1]
+    if not entries:
+        offenders.append("the file holds no list of prompts")
+    if offenders:
+        raise InputError("The safety prompts cannot be used.", where=str(path), offenders=offenders)
+    return sorted(found, key=lambda item: item.id)
 
 
 def write_scores(scores: Sequence[Score], path: Path) -> None:
@@ -88,9 +113,8 @@ def read_scores(path: Path) -> list[Score]:
     return [Score(**row) for row in rows]
 
 
-def require_pass(gate: Path) -> dict[str, Any]:
-    """The verdict as a dict. Raises GateError unless it says PASS."""
-    path = gate / "verdict.json"
+def require_pass(path: Path) -> dict[str, Any]:
+    """The verdict of ``data/gate/verdict.json``. Raises GateError unless it says PASS."""
     try:
         verdict: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError) as error:
@@ -102,6 +126,6 @@ def require_pass(gate: Path) -> dict[str, Any]:
             f"The gate says {verdict.get('verdict')}; only a PASS goes on.",
             where=str(path),
             offenders=list(verdict.get("reasons", [])),
-            next=f"read {gate / 'report.html'}",
+            next="ratchet gate explain",
         )
     return verdict

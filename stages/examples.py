@@ -1,53 +1,46 @@
 """examples: what the adapter learns from and what the gate judges by, split by document.
 
 In: accepted documents, their chunks, the golden questions. Out: ``train.jsonl``, ``dev.jsonl``,
-``test.jsonl`` (rows are ``contracts.records.Example``) and ``manifest.json``, written last.
+``test.jsonl``, ``reserve.jsonl`` (rows are ``contracts.records.Example``) and ``manifest.json``,
+written last.
 
 ``dev`` and ``test`` are the golden questions of their split. Passages of ``test`` are retrieved
 when it is answered; ``dev`` is shown the chunk that holds the answer and the two most alike others,
 so that tuning can be watched without an index. ``train`` is made from documents without a golden
 question in either split: questions generated from a chunk's sentences by ``stages.nano.questions``,
 shown with that chunk and two neighbours of the same source, and some without it, which are to be
-refused. A document, a question or an answer that stands in two splits would let the model be
-examined on what it was taught, so it is an error that names every one.
+refused. ``reserve`` is what the gate draws when it is undecided: questions generated in the same
+way, all answerable, from documents that no other split shows, in a fixed order. A document, a
+question or an answer that stands in two splits would let the model be examined on what it was
+taught, so it is an error that names every one.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from contracts.errors import InputError
 from contracts.params import Params
-from contracts.records import Chunk, Document, Example, Passage, Question
+from contracts.records import Chunk, Document, Example, Question
 from stages import harness, tables
+from stages.generated import identities, name_of, passage, reserve, shown_chunks, training
 from stages.leakage import leakage
 from stages.nano import batches, layout, words
 
-SPLITS = ("train", "dev", "test")
-PER_CONTEXT = 8  # training questions that share their passages: packed, they cost one context
-GUIDE_SHARE = 0.5  # of training contexts from Markdown documents, however few: the house style
-
-
-@dataclass(frozen=True)
-class Shown(batches.Passage):
-    """A chunk that may be shown."""
-
-    chunk_id: str = ""
-    path: str = ""
-    document: str = ""
+SPLITS = ("train", "dev", "test", "reserve")
+GOLDEN = ("dev", "test")
 
 
 def run(paths: Any, params: Params) -> dict[str, float]:
-    """Write the three splits; returns their counts."""
+    """Write the four splits; returns their counts."""
     documents = read_documents(paths.documents)
     golden = read_golden(paths.golden)
     check_documents(golden, documents, str(paths.golden))
     knobs = params.examples
-    rows = {split: [golden_example(q) for q in golden if q.split == split] for split in SPLITS[1:]}
+    rows = {split: [golden_example(q) for q in golden if q.split == split] for split in GOLDEN}
     chunks = tables.read_table(paths.chunks, list(Chunk.model_fields)).to_pylist()
     rows["dev"] = with_passages(rows["dev"], documents, chunks, knobs.seed)
     known = {q.document for q in golden if q.document}
@@ -57,13 +50,14 @@ def run(paths: Any, params: Params) -> dict[str, float]:
     if params.answers.sentences is not None:
         for split in ("train", "dev"):
             rows[split] = narrowed(rows[split], chunks, params)
+    rows["reserve"] = reserve(free, chunks, golden, [*train, *rows["dev"]], knobs)
     refuse_leaks(rows)
     write(paths.out, rows)
     counts = {split: float(len(rows[split])) for split in SPLITS}
     refusals = sum(not row.answerable for row in rows["train"])
     harness.progress(
         f"examples: {len(rows['train'])} train ({refusals} to refuse) from {len(free)} documents, "
-        f"{len(rows['dev'])} dev, {len(rows['test'])} test; "
+        f"{len(rows['dev'])} dev, {len(rows['test'])} test, {len(rows['reserve'])} reserve; "
         f"{len(train) - len(rows['train'])} dropped for being too like a golden question"
     )
     return counts | {
@@ -108,11 +102,6 @@ def read_golden(path: Path) -> list[Question]:
     return sorted(found, key=lambda question: question.id)
 
 
-def name_of(document: Document) -> str:
-    """How golden questions name a document: its path in this repository, else its id."""
-    return document.git_path or document.doc_id
-
-
 def check_documents(golden: Sequence[Question], documents: Sequence[Document], where: str) -> None:
     """Raises InputError for questions whose document or answer is not there any more."""
     texts = {name_of(doc): layout.normal(doc.text) for doc in documents}
@@ -147,72 +136,6 @@ def golden_example(question: Question) -> Example:
     )
 
 
-def training(
-    documents: Sequence[Document],
-    chunks: Sequence[dict[str, Any]],
-    golden: Sequence[Question],
-    count: int,
-    unanswerable: float,
-    seed: int,
-) -> list[Example]:
-    """``count`` generated examples from chunks of ``documents`` alone.
-
-    Answers and questions that a golden question has, too, are left out: pages repeat each other.
-    """
-    guide, rest = shown_chunks(documents, chunks)
-    pools = [pool for pool in (guide, rest) if pool]
-    if not pools:
-        raise InputError(
-            "No document is left to train on: every one has golden questions.",
-            where="data/golden/questions.yaml",
-            next="keep some documents without questions, or add a source to documents.sources",
-        )
-    rarity_of = words.rarity(one.text for pool in pools for doc in pool for one in doc)
-    makers = [batches.Maker(pool, rarity_of) for pool in pools]
-    taken = {layout.normal(q.question) for q in golden}
-    taken |= {layout.normal(q.answer) for q in golden if q.answer}
-    rng = random.Random(f"{seed}/examples")
-    made: list[Example] = []
-    for attempt in range(20 * count):
-        if len(made) >= count:
-            break
-        maker = makers[0] if len(makers) == 1 or rng.random() < GUIDE_SHARE else makers[1]
-        shown, hidden = maker.context(rng, 3)
-        items = maker.items(shown, hidden, rng, PER_CONTEXT, unanswerable)
-        for item in items[: count - len(made)]:
-            example = _example(f"train-{attempt:05d}-{len(made):05d}", item, shown)
-            if example and not taken & {
-                layout.normal(example.question),
-                layout.normal(example.answer or ""),
-            }:
-                taken.add(layout.normal(example.question))
-                made.append(example)
-    return made
-
-
-def shown_chunks(
-    documents: Sequence[Document], chunks: Iterable[dict[str, Any]]
-) -> tuple[list[list[Shown]], list[list[Shown]]]:
-    """Chunks by document: those of Markdown pages, those of everything else."""
-    names = {doc.doc_id: name_of(doc) for doc in documents}
-    by_document: dict[str, list[Shown]] = {}
-    for row in chunks:
-        if row["doc_id"] in names:
-            by_document.setdefault(row["doc_id"], []).append(
-                Shown(
-                    title=row["title"],
-                    heading=row["heading"],
-                    text=" ".join(row["text"].split()),
-                    chunk_id=row["chunk_id"],
-                    path=row["path"],
-                    document=names[row["doc_id"]],
-                )
-            )
-    guide = [found for name, found in by_document.items() if names[name].endswith(".md")]
-    rest = [found for name, found in by_document.items() if not names[name].endswith(".md")]
-    return guide, rest
-
-
 def with_passages(
     rows: Sequence[Example],
     documents: Sequence[Document],
@@ -245,7 +168,7 @@ def with_passages(
         others = [one for one in ranked if not wanted or wanted not in layout.normal(one.text)]
         shown = gold + others[: 3 - len(gold)]
         rng.shuffle(shown)
-        passages = [_passage(one, n) for n, one in enumerate(shown, start=1)]
+        passages = [passage(one, n) for n, one in enumerate(shown, start=1)]
         out.append(row.model_copy(update={"passages": passages}))
     return out
 
@@ -285,37 +208,6 @@ def narrowed(
     return out
 
 
-def _passage(one: Shown, n: int) -> Passage:
-    return Passage(
-        n=n,
-        chunk_id=one.chunk_id,
-        path=one.path,
-        title=one.title,
-        heading=one.heading,
-        text=one.text,
-        score=0.0,  # not from a search
-    )
-
-
-def _example(name: str, item: batches.Item, shown: Sequence[Any]) -> Example | None:
-    """The record of one generated question; None where its answer is no verbatim text."""
-    label, _, line = item.target.partition(" ")
-    passages = [_passage(one, one.n) for one in shown]
-    if label == layout.REFUSE:
-        return Example(
-            id=name, split="train", question=item.question, document=None, section=None,
-            answer=None, passages=passages, answerable=False,
-        )  # fmt: skip
-    source = shown[int(label[1]) - 1]
-    answer = " ".join(line.rpartition(" [")[0].split())
-    if answer not in source.text:
-        return None
-    return Example(
-        id=name, split="train", question=item.question, document=source.document,
-        section=source.heading, answer=answer, passages=passages, answerable=True,
-    )  # fmt: skip
-
-
 def without_leaks(train: list[Example], golden: Sequence[Question]) -> list[Example]:
     """Training rows whose question does not give away a golden one (``stages.leakage``).
 
@@ -330,8 +222,8 @@ def refuse_leaks(rows: dict[str, list[Example]]) -> None:
     """Raises InputError listing every document, question and answer that two splits share."""
     seen: dict[tuple[str, str], dict[str, list[str]]] = {}
     for split in SPLITS:
-        for row in rows[split]:
-            for kind, value in _identities(row):
+        for row in rows.get(split, []):
+            for kind, value in identities(row):
                 seen.setdefault((kind, value), {}).setdefault(split, []).append(row.id)
     offenders = [
         f"{kind} {value!r}: "
@@ -347,18 +239,8 @@ def refuse_leaks(rows: dict[str, list[Example]]) -> None:
         )
 
 
-def _identities(row: Example) -> list[tuple[str, str]]:
-    """What must not be met again in another split."""
-    found = [("question", layout.normal(row.question))]
-    if row.document:
-        found.append(("document", row.document))
-    if row.answer:
-        found.append(("answer", layout.normal(row.answer)))
-    return found
-
-
 def write(out: Path, rows: dict[str, list[Example]]) -> None:
-    """The files of the three splits, then the manifest that counts them."""
+    """The files of the four splits, then the manifest that counts them."""
     harness.fresh_dir(out)
     for split in SPLITS:
         text = "".join(row.model_dump_json() + "\n" for row in rows[split])

@@ -4,30 +4,41 @@ In: the day's request log (rows of ``contracts.records.RequestRecord``) and, fro
 releases that answered, the texts of the chunks that the rows name. Out: one JSON file of counts,
 rates and percentiles, overall and per release.
 
-The same scoring as the gate's (``resources.scorers.deterministic``) where no reference is needed:
-does every claim stand in the passage that it cites? A row whose chunks cannot be found is counted
-as invalid and enters no mean.
+The same scoring as the gate's where no reference is needed (``resources.scorers.live``): does every
+claim stand in the passage that it cites? A row whose chunks cannot be found is counted as invalid
+and enters no mean. Where params.yaml names a judge and people have been shown to agree with it, it
+scores a sample of the day too: always the same one of the same rows.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from contracts.digests import text_sha
 from contracts.errors import RatchetError
-from contracts.params import Params
-from resources.scorers import deterministic as scoring
+from contracts.params import Judge, Params
+from resources.scorers import live
+from resources.scorers.deterministic import is_refusal
+from resources.scorers.deterministic_scorer import OF_PASSAGES
+from resources.scorers.scorer import Item, Score
 from stages import harness, statistics, tables
 
 
 def run(paths: Any, params: Params) -> dict[str, float]:
     """Write ``paths.out`` from ``paths.requests``."""
-    columns = ["response_id", "time", "release", "answer", "refused", "status", "error"]
+    columns = ["response_id", "time", "release", "question", "answer", "refused", "status", "error"]
     columns += ["chunk_ids", "latency_ms", "ttft_ms", "prompt_tokens", "completion_tokens"]
     rows = tables.read_table(paths.requests, columns).to_pylist()
     chunks = chunks_of({str(row["release"]) for row in rows if row["release"]})
     result = evaluate(rows, chunks, min_requests=params.monitoring.min_requests)
+    if params.scorecard.judge is not None:
+        items = sample(rows, chunks, params.monitoring.judged)
+        judged = judge_sample(items, params.scorecard.judge, paths.judges)
+        result["judge"] = judged
+        result |= {name: found["worst_case"] for name, found in judged["metrics"].items()}
     harness.write_json(paths.out, result)
     harness.progress(
         f"online_eval: {result['requests']} requests, {result['errors']} failed, "
@@ -86,35 +97,64 @@ def evaluate(
     return result
 
 
-def score_row(row: Mapping[str, Any], chunks: Chunks) -> dict[str, Any]:
-    """Scores of one answered request: ``refused``, and ``citation_in_context`` and ``grounded``
-    unless it was refused; ``invalid`` holds a reason where a passage cannot be found."""
-    ids = _list(row.get("chunk_ids"))
-    known = chunks.get(str(row.get("release")), {})
-    missing = [chunk for chunk in ids if chunk not in known]
-    refused = bool(row.get("refused")) or scoring.is_refusal(str(row.get("answer") or ""))
-    if refused:
-        return {"refused": True, "invalid": None}
-    if missing:
-        return {
-            "refused": False,
-            "invalid": f"{len(missing)} of {len(ids)} passages are not in the release's chunks",
-        }
-    passages = {number: known[chunk] for number, chunk in enumerate(ids, start=1)}
-    answer = str(row.get("answer") or "")
+def sample(rows: Sequence[Mapping[str, Any]], chunks: Chunks, count: int) -> list[Item]:
+    """Up to ``count`` answers that are no refusals, drawn by the digest of their response id: the
+    same ones whatever the order of the rows."""
+    found = [live.item_of(row, chunks.get(str(row.get("release")), {})) for row in rows]
+    items = [item for item in found if item is not None and not is_refusal(item.answer)]
+    return sorted(items, key=lambda item: (text_sha(item.id), item.id))[:count]
+
+
+def judge_sample(items: Sequence[Item], judge: Judge, calibrations: Path) -> dict[str, Any]:
+    """What the judge says of these answers.
+
+    Returns:
+        ``sampled``; ``skipped``: metric -> why it was not asked; ``metrics``: metric -> ``n,
+        invalid, reasons, coverage, mean, worst_case``, as the scorecard has them.
+    """
+    from contracts.settings import Settings
+    from resources.scorers.judge_scorer import JudgeScorer
+
+    settings = Settings.from_env()
+    try:
+        doubts = JudgeScorer.of(judge, calibrations, settings).doubts()
+    except RatchetError as problem:  # the night's other numbers do not depend on it
+        return {"sampled": 0, "skipped": {"judge": problem.what}, "metrics": {}}
+    trusted = [name for name in judge.criteria if doubts[f"judge_{name}"] is None]
+    skipped = {name: doubt for name, doubt in doubts.items() if doubt is not None}
+    if not trusted or not items:
+        return {"sampled": 0, "skipped": skipped, "metrics": {}}
+    asked = judge.model_copy(update={"criteria": trusted})
+    scores = JudgeScorer.of(asked, calibrations, settings).score(items)
+    by_metric: dict[str, list[Score]] = {}
+    for score in (score for of_item in scores for score in of_item):
+        by_metric.setdefault(score.metric, []).append(score)
+    metrics = {name: _judged(found) for name, found in sorted(by_metric.items())}
+    return {"sampled": len(items), "skipped": skipped, "metrics": metrics}
+
+
+def _judged(scores: Sequence[Score]) -> dict[str, Any]:
+    """Of one metric. A score without a value is counted, and as 0 in ``worst_case``; one that the
+    calibration does not cover (another model answered) has none."""
+    values = [s.value for s in scores if s.value is not None and s.uncalibrated is None]
+    reasons = Counter((s.reason or f"uncalibrated: {s.uncalibrated}").split(":")[0] for s in scores
+                      if s.value is None or s.uncalibrated is not None)  # fmt: skip
     return {
-        "refused": False,
-        "invalid": None,
-        "citation_in_context": scoring.citation_in_context(answer, passages),
-        "grounded": scoring.grounded(answer, passages),
+        "n": len(values),
+        "invalid": len(scores) - len(values),
+        "reasons": dict(sorted(reasons.items())),
+        "coverage": _share(len(values), len(scores)),
+        "mean": _mean(values),
+        "worst_case": round(sum(values) / len(scores), 6),
     }
 
 
 def _measure(rows: Sequence[Mapping[str, Any]], chunks: Chunks) -> dict[str, Any]:
-    answered = [
-        row for row in rows if not row.get("error") and 200 <= int(row.get("status") or 0) < 300
+    answered = [row for row in rows if live.answered(row)]
+    scores = [
+        {score.metric: score for score in live.score_row(row, chunks.get(str(row["release"]), {}))}
+        for row in answered
     ]
-    scores = [score_row(row, chunks) for row in answered]
     latency = [float(row["latency_ms"]) for row in answered if _number(row.get("latency_ms"))]
     ttft = [float(row["ttft_ms"]) for row in answered if _number(row.get("ttft_ms"))]
     return {
@@ -122,10 +162,12 @@ def _measure(rows: Sequence[Mapping[str, Any]], chunks: Chunks) -> dict[str, Any
         "errors": len(rows) - len(answered),
         "error_rate": _share(len(rows) - len(answered), len(rows)),
         "answered": len(answered),
-        "refusal_rate": _share(sum(score["refused"] for score in scores), len(scores)),
-        "citation_in_context": _mean(score.get("citation_in_context") for score in scores),
-        "grounded": _mean(score.get("grounded") for score in scores),
-        "invalid": sum(score["invalid"] is not None for score in scores),
+        "refusal_rate": _mean(found["refusal"].value for found in scores if found),
+        **{
+            metric: _mean(found[metric].value for found in scores if metric in found)
+            for metric in OF_PASSAGES
+        },
+        "invalid": sum(any(s.value is None for s in found.values()) for found in scores),
         **{
             f"{name}_p{int(share * 100)}_ms": statistics.percentile(values, share)
             for name, values in (("latency", latency), ("ttft", ttft))
@@ -136,11 +178,6 @@ def _measure(rows: Sequence[Mapping[str, Any]], chunks: Chunks) -> dict[str, Any
             for name in ("prompt_tokens", "completion_tokens")
         },
     }
-
-
-def _list(value: Any) -> list[str]:
-    """A column's list: Parquet gives numpy arrays or None."""
-    return [] if value is None else [str(item) for item in value]
 
 
 def _number(value: Any) -> bool:
@@ -159,4 +196,4 @@ def _mean(values: Iterable[Any]) -> float | None:
 
 
 if __name__ == "__main__":
-    harness.main("online_eval", run, paths=("requests", "out"))
+    harness.main("online_eval", run, paths=("requests", "judges", "out"))

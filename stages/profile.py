@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -58,6 +59,7 @@ def run(paths: Any, params: Params) -> dict[str, float]:
     peer = run_peer(checkpoint, launch["args"]["dtype"], chats, runs, block.concurrency)
     result = {
         "machine": {
+            "kind": processor(),
             "cpus": len(os.sched_getaffinity(0)),
             "peer_threads": peer["threads"],
             # One-minute load before each side began: other work on the machine spoils both.
@@ -81,17 +83,28 @@ def run(paths: Any, params: Params) -> dict[str, float]:
     return flat_metrics(result)
 
 
+def processor() -> str:
+    """The processor's name: timings of two machines of one kind can be compared."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else f"{platform.system()} {platform.machine()}"
+
+
 # -- the load ----------------------------------------------------------------------------------
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """The candidate's answered rows that had a prompt. Raises InputError under two."""
-    columns = ["question_id", "system", "question", "messages", "answer", "prompt_tokens"]
+    columns = ["question_id", "system", "question", "messages", "answer", "prompt_tokens", "suite"]
     rows: list[dict[str, Any]] = tables.read_table(path, columns).to_pylist()
     found = [
         row
         for row in rows
         if row["system"] == "candidate" and row["messages"] and row["answer"] is not None
+        if row["suite"] is None  # safety prompts are no usual load
     ]
     if len(found) < 2:
         raise InputError(f"{len(found)} answered prompts; a profile needs two.", where=str(path))

@@ -135,14 +135,19 @@ def measure(
             next="compare bundle.max_model_len with the longest prompt + 2 * profile.max_tokens",
         )
     harness.progress(f"profile: {salt} lengths, {sum(lengths) / seconds:.0f} tokens/s")
+    first = [item.first for item in timings]
+    between = [(item.total - item.first) / (item.tokens - 1) for item in timings if item.tokens > 1]
     return {
         "seconds": round(seconds, 3),
         "tokens": sum(lengths),
         "tokens_per_s": round(sum(lengths) / seconds, 1),
-        "ttft_ms": quantiles([item.first for item in timings]),
-        "tpot_ms": quantiles(
-            [(item.total - item.first) / (item.tokens - 1) for item in timings if item.tokens > 1]
-        ),
+        "ttft_ms": quantiles(first),
+        "tpot_ms": quantiles(between),
+        # The gate puts intervals around the quantiles.
+        "samples_ms": {
+            "ttft": [round(value * 1000, 3) for value in first],
+            "tpot": [round(value * 1000, 3) for value in between],
+        },
     }
 
 

@@ -3,15 +3,15 @@
 In: the path of every member. Out: ``data/release.json`` (``contracts.records.Release``), whose id
 is the hash of all the rest. It is made only where the gate said PASS.
 
-The profile is no member: timings differ between machines, and two machines that build the same
-things must get the same release. It is found beside the release in dvc.lock. The git commit is a
+The profile is no member, and of the gate's folder only the verdict is: timings differ between
+machines, and two machines that build the same things must get the same release. Both are found
+beside the release in dvc.lock. The git commit is a
 part, because a trace ends in sources; so a release is built again, under another id, only when one
 of its inputs changes and not at every commit.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import subprocess
 from pathlib import Path
@@ -28,12 +28,12 @@ from stages.evidence import require_pass
 #: Members, named as the stages that make them; ``golden`` is the evaluation set.
 MEMBERS = (
     "documents", "quality", "chunks", "vectors", "index", "retrieval", "base_model", "examples",
-    "adapter", "answers", "scorecard", "gate", "prompts", "bundle", "golden",
+    "adapter", "answers", "scorecard", "gate", "policy", "prompts", "bundle", "golden", "safety",
 )  # fmt: skip
 #: Parameter blocks that shape what is released. ``profile`` and ``monitoring`` do not.
 BLOCKS = (
     "documents", "quality", "chunks", "vectors", "index", "retrieval", "base_model", "examples",
-    "adapter", "answers", "scorecard", "gate", "bundle",
+    "adapter", "answers", "scorecard", "bundle",
 )  # fmt: skip
 
 
@@ -43,7 +43,7 @@ def run(paths: Any, params: Params) -> dict[str, float]:
 
     members = {name: Path(getattr(paths, name)) for name in MEMBERS}
     require_all(members)
-    verdict = require_pass(members["gate"])
+    verdict = require_pass(members["gate"])  # data/gate/verdict.json
     prompt = prompts.read(members["prompts"]).get(params.answers.prompt)
     body: dict[str, Any] = {
         "members": {name: member(path).model_dump() for name, path in members.items()},
@@ -103,17 +103,17 @@ def model(members: dict[str, Path]) -> dict[str, Any]:
 
 def gate(verdict: dict[str, Any]) -> dict[str, Any]:
     """Verdict, digest of the policy that judged, and the headline numbers."""
-    policy = json.dumps(
-        verdict["policy"], sort_keys=True, separators=(",", ":"), ensure_ascii=False
-    )
     return {
         "verdict": verdict["verdict"],
-        "policy_sha256": hashlib.sha256(policy.encode()).hexdigest(),
+        "policy_sha256": verdict["policy_sha256"],
         "baseline": verdict["baseline"],
+        "anchor": verdict["anchor"],
+        "families": verdict["families"],
         "scores": {
             check["name"]: check["value"] for check in verdict["checks"] if check["kind"] == "floor"
         },
         "checks": len(verdict["checks"]),
+        "looks": len(verdict["looks"]),
     }
 
 

@@ -4,57 +4,54 @@ In: ``answers.parquet`` and ``examples/test.jsonl`` (which questions there must 
 with ``scores.parquet`` (rows of ``contracts.records.Score``) and ``summary.json`` (means with
 intervals, counts of invalid scores, overall and per document; written last).
 
-The metrics of ``resources.scorers.deterministic`` need no model, and neither do those taken from
-ragas. A score that could not be computed keeps its row, with no value and the reason. Means are
-over what has a value and always stand beside the number that has none; the gate refuses to judge
-such a card. A metric that does not apply to a question (a citation, where the answer is a refusal)
-has no row at all.
+The metrics of ``resources.scorers.deterministic`` need no model; ragas' and a judge's are added
+where params.yaml says so (``resources.scorers``). A score that could not be computed keeps its row,
+with no value and the reason. Means are over what has a value and always stand beside the number
+that has none; the gate refuses to judge such a card. A metric that does not apply to a question (a
+citation, where the answer is a refusal) has no row at all.
 """
 
 from __future__ import annotations
 
-import asyncio
 import json
-import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from contracts.errors import ConfigError, InputError
+from contracts.errors import InputError
 from contracts.params import Params
+from contracts.policy import load_policy
 from contracts.records import Example, Score
-from resources.scorers import deterministic as scoring
+from contracts.settings import Settings
+from resources.scorers import deterministic
+from resources.scorers.deterministic_scorer import DeterministicScorer
+from resources.scorers.judge_scorer import JudgeScorer
+from resources.scorers.scorer import Item, Scorer
+from resources.scorers.scorer import Score as ItemScore
 from stages import harness, statistics, tables
-from stages.evidence import SYSTEMS, System, read_examples, write_scores
+from stages.evidence import SYSTEMS, System, read_examples, read_safety, write_scores
+from stages.safety import listed, score_safety
 
 RESAMPLES, SEED = 2000, 7
-#: ragas 0.4.3's collections (its new API) that need neither model nor embeddings, all of
-#: (reference, response). The old ``evaluate()`` is not used: it turns failures into NaN and drops
-#: them from the mean (ragas#3028).
-RAGAS = {
-    "rouge_score": "RougeScore",
-    "bleu_score": "BleuScore",
-    "chrf_score": "CHRFScore",
-    "non_llm_string_similarity": "NonLLMStringSimilarity",
-    "string_presence": "StringPresence",
-}
 Row = Mapping[str, Any]
-Scorer = Callable[[str, str], float]
 
 
 def run(paths: Any, params: Params) -> dict[str, float]:
     """Write the folder ``paths.out``; metrics are ``<system>_<metric>`` means and ``invalid``."""
-    examples = read_examples(paths.examples / "test.jsonl")
-    answers = read_answers(paths.answers)
-    scorers = ragas_scorers(params.scorecard.ragas)
-    scores: list[Score] = []
-    for system in SYSTEMS:
-        for example in examples:
-            scores += score_question(example, system, answers.get((example.id, system)), scorers)
-    summary = summarise(scores, examples)
     out = harness.fresh_dir(paths.out)
-    write_scores(scores, out / "scores.parquet")
+    policy = load_policy(paths.policy)
+    # Before anything is scored: the gate refuses a card that was made under another policy.
+    harness.write_json(out / "policy.json", {"sha256": policy.sha256})
+    examples = read_examples(paths.examples / "test.jsonl")
+    prompts = read_safety(paths.safety)
+    answers = read_answers(paths.answers)
+    scores, facts = score_all(examples, answers, scorers_of(params, paths.judges))
+    safety = score_safety(prompts, answers)
+    summary = summarise(scores, examples, safety)
+    summary |= {"scorers": facts, "policy": policy.sha256, "safety": listed(prompts)}
+    write_scores([*scores, *safety], out / "scores.parquet")
     harness.write_json(out / "summary.json", summary)
     report_lines(summary)
     return flat_metrics(summary)
@@ -62,7 +59,7 @@ def run(paths: Any, params: Params) -> dict[str, float]:
 
 def read_answers(path: Path) -> dict[tuple[str, str], Row]:
     """Rows of answers.parquet by question and system. Raises InputError for a doubled row."""
-    columns = ["question_id", "system", "question", "passages", "answer", "error"]
+    columns = ["question_id", "system", "question", "passages", "messages", "answer", "error"]
     found: dict[tuple[str, str], Row] = {}
     for row in tables.read_table(path, columns).to_pylist():
         key = (row["question_id"], row["system"])
@@ -76,104 +73,100 @@ def read_answers(path: Path) -> dict[tuple[str, str], Row]:
     return found
 
 
-def metrics_for(example: Example, refused: bool, ragas: Sequence[str]) -> list[str]:
-    """Metrics that this question must have a score of."""
-    kinds = {"answerable" if example.answerable else "unanswerable"} | (
-        set() if refused else {"answered"}
-    )
-    names = [name for name, applies in scoring.METRICS.items() if applies in kinds]
-    return names + (list(ragas) if example.answerable else [])
-
-
-def score_question(
-    example: Example, system: System, row: Row | None, scorers: Mapping[str, Scorer]
-) -> list[Score]:
-    """Scores of one answer. A missing answer gives every metric a row without a value."""
-
-    def score(metric: str, value: float | None, reason: str | None = None) -> Score:
-        return Score(
-            question_id=example.id, system=system, metric=metric, value=value, reason=reason
-        )
-
-    problem = None
-    if row is None:
-        problem = "the answers stage has no row for this question"
-    elif row["answer"] is None:
-        problem = row["error"] or "no answer"
-    elif row["question"] != example.question:
-        problem = "the question was asked in other words than the examples have"
-    if row is None or problem:
-        return [
-            score(metric, None, problem) for metric in metrics_for(example, False, list(scorers))
-        ]
-    passages = {item["n"]: item["text"] for item in json.loads(row["passages"])}
-    values = scoring.score_answer(
-        row["answer"], answerable=example.answerable, reference=example.answer, passages=passages
-    )
-    scores = [score(metric, value) for metric, value in values.items()]
-    if example.answerable and example.answer:
-        for (
-            name,
-            scorer,
-        ) in scorers.items():  # marks like "[2]" are no part of the sentence that they compare
-            scores.append(
-                guarded(score, name, scorer, example.answer, scoring.unmarked(row["answer"]))
-            )
-    return scores
-
-
-def guarded(
-    score: Callable[..., Score], name: str, scorer: Scorer, reference: str, response: str
-) -> Score:
-    """One foreign metric's score: what it raises, and what is no number in [0, 1], is INVALID."""
-    try:
-        value = float(scorer(reference, response))
-    except Exception as error:  # a foreign library may raise anything; the reason is kept
-        return score(name, None, f"{type(error).__name__}: {error}")
-    if not math.isfinite(value) or not -1e-9 <= value <= 1 + 1e-9:
-        return score(name, None, f"{value!r} is not a score between 0 and 1")
-    return score(name, round(min(1.0, max(0.0, value)), 9))
-
-
-def ragas_scorers(names: Sequence[str]) -> dict[str, Scorer]:
-    """ragas metrics as plain functions (reference, response) → value. Importing ragas costs 7 CPU
-    seconds and happens only when there is a name.
+def scorers_of(params: Params, judges: Path) -> list[Scorer]:
+    """The scorers that params.yaml asks for. ``judges``: what their judgement is known to be worth.
 
     Raises:
-        ConfigError: a name that is not among :data:`RAGAS`.
+        ConfigError: an unknown metric, or a judge without an address.
     """
-    import difflib
+    from resources.judging.judge import cache_folder, endpoint_of
+    from resources.scorers.ragas_scorer import RagasScorer
 
-    unknown = [name for name in names if name not in RAGAS]
-    if unknown:
-        near = [
-            f"{name}; did you mean {m[0]}?"
-            if (m := difflib.get_close_matches(name, RAGAS, 1))
-            else name
-            for name in unknown
-        ]
-        raise ConfigError(
-            "scorecard.ragas names metrics that are not known here.",
-            offenders=near,
-            where="params.yaml",
-            next=f"known: {', '.join(RAGAS)}",
-        )
-    if not names:
-        return {}
-    from ragas.metrics import collections
-
-    def scorer(name: str) -> Scorer:
-        metric = getattr(collections, RAGAS[name])()
-        return lambda reference, response: (
-            asyncio.run(metric.ascore(reference=reference, response=response)).value
-        )
-
-    return {name: scorer(name) for name in names}
+    settings, judge = Settings.from_env(), params.scorecard.judge
+    found: list[Scorer] = [DeterministicScorer()]
+    if params.scorecard.ragas:
+        endpoint = endpoint_of(judge.model, settings) if judge else None
+        embed = partial(_embed, params, settings)
+        found.append(RagasScorer(params.scorecard.ragas, endpoint, cache_folder(settings), embed))
+    if judge:
+        found.append(JudgeScorer.of(judge, judges, settings))
+    return found
 
 
-def summarise(scores: Sequence[Score], examples: Sequence[Example]) -> dict[str, Any]:
+def _embed(params: Params, settings: Settings, texts: Sequence[str]) -> list[list[float]]:
+    from resources.embedding import open_embedder
+
+    embedder = open_embedder(params.vectors, settings.embeddings_dir, threads=1, device="cpu")
+    vectors: list[list[float]] = embedder.embed_questions(texts).tolist()
+    return vectors
+
+
+def score_all(
+    examples: Sequence[Example],
+    answers: Mapping[tuple[str, str], Row],
+    scorers: Sequence[Scorer],
+    systems: Sequence[System] = SYSTEMS,
+) -> tuple[list[Score], dict[str, Any]]:
+    """Every score there must be, and of each metric who gave it.
+
+    Returns:
+        (rows, metric -> ``scorer``, ``version``, ``uncalibrated``: why it may neither block nor
+        pass anything, None where it may, ``calibration``: of the judge that gave it).
+    """
+    asked = [(example, system) for system in systems for example in examples]
+    items = [item_of(example, answers.get((example.id, system))) for example, system in asked]
+    facts: dict[str, Any] = {}
+    rows: list[Score] = []
+    for scorer in scorers:
+        for (_, system), scores in zip(asked, scorer.score(items), strict=True):
+            rows += [row_of(score, system) for score in scores]
+            note(facts, scores, scorer)
+    return rows, facts
+
+
+def row_of(score: ItemScore, system: System) -> Score:
+    return Score(
+        question_id=score.item,
+        system=system,
+        metric=score.metric,
+        value=score.value,
+        reason=score.reason,
+    )
+
+
+def note(facts: dict[str, Any], scores: Sequence[ItemScore], scorer: Scorer) -> None:
+    """Keep in ``facts`` what is known of each metric, not of one answer."""
+    for score in scores:
+        fact = facts.setdefault(score.metric, {"uncalibrated": None, "calibration": None})
+        fact |= {"scorer": score.scorer, "version": score.version}
+        fact["uncalibrated"] = fact["uncalibrated"] or score.uncalibrated
+        if isinstance(scorer, JudgeScorer) and (known := scorer.calibration(score.metric)):
+            fact["calibration"] = known.model_dump()
+
+
+def item_of(example: Example, row: Row | None) -> Item:
+    """The answer to score. One that is missing has a ``problem`` and no text: no refusal."""
+    item = Item(
+        example.id, example.question, "", reference=example.answer, answerable=example.answerable
+    )
+    if row is None:
+        return replace(item, problem="the answers stage has no row for this question")
+    if row["answer"] is None:
+        return replace(item, problem=row["error"] or "no answer")
+    if row["question"] != example.question:
+        problem = "the question was asked in other words than the examples have"
+        return replace(item, problem=problem)
+    passages = {shown["n"]: shown["text"] for shown in json.loads(row["passages"])}
+    return replace(item, answer=row["answer"], passages=passages)
+
+
+def summarise(
+    scores: Sequence[Score], examples: Sequence[Example], safety: Sequence[Score] = ()
+) -> dict[str, Any]:
     """Means with intervals, counts and per-document means, and the questions that were asked."""
+    scores = [*scores, *safety]
     documents = {example.id: example.document for example in examples}
+    documents |= {item.question_id: None for item in safety}
     systems: dict[str, Any] = {}
     for system in SYSTEMS:
         names = sorted({item.metric for item in scores if item.system == system})
@@ -185,10 +178,7 @@ def summarise(scores: Sequence[Score], examples: Sequence[Example]) -> dict[str,
             for name in names
         }
     return {
-        "questions": [
-            {"id": e.id, "question": e.question, "document": e.document, "answerable": e.answerable}
-            for e in sorted(examples, key=lambda e: e.id)
-        ],
+        "questions": [question_of(e) for e in sorted(examples, key=lambda e: e.id)],
         "systems": systems,
         "invalid": sum(item.value is None for item in scores),
         "scores": len(scores),
@@ -200,13 +190,26 @@ def summarise(scores: Sequence[Score], examples: Sequence[Example]) -> dict[str,
     }
 
 
+def question_of(example: Example) -> dict[str, Any]:
+    """A question as the summary lists it."""
+    return {key: getattr(example, key) for key in ("id", "question", "document", "answerable")}
+
+
 def _metric(scores: Sequence[Score], documents: Mapping[str, str | None]) -> dict[str, Any]:
-    """One metric of one system. A question without a document is a cluster of its own."""
+    """One metric of one system. A question without a document is a cluster of its own.
+
+    ``mean`` is over what has a value, and may rise when bad answers fail to be scored; with
+    ``worst_case`` each of those counts as the worst there is, so it cannot.
+    """
     valid = [(item.question_id, item.value) for item in scores if item.value is not None]
     reasons = sorted({item.reason or "no reason given" for item in scores if item.value is None})
+    worst = float(scores[0].metric in deterministic.LOWER_IS_BETTER)
+    total = sum(value for _, value in valid) + worst * (len(scores) - len(valid))
     result: dict[str, Any] = {
         "n": len(valid),
         "invalid": len(scores) - len(valid),
+        "coverage": round(len(valid) / len(scores), 6),
+        "worst_case": round(total / len(scores), 6),
         "reasons": reasons[:5],
     }
     if not valid:
@@ -256,4 +259,6 @@ def report_lines(summary: Mapping[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    harness.main("scorecard", run, paths=("answers", "examples", "out"))
+    harness.main(
+        "scorecard", run, paths=("answers", "examples", "safety", "judges", "policy", "out")
+    )

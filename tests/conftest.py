@@ -12,6 +12,9 @@ import pytest
 from contracts import offline
 from contracts.settings import ROOT, Settings
 
+#: How a file says that it has slow tests.
+SLOW = "mark.slow"
+
 offline.apply()
 # Addresses of the developer's own services never leak into a test.
 for _name in (
@@ -23,6 +26,8 @@ for _name in (
     "EMBEDDINGS_URL",
     "QDRANT_API_KEY",
     "EMBEDDINGS_API_KEY",
+    "JUDGE_URL",
+    "JUDGE_API_KEY",
     "RAY_ADDRESS",
 ):
     os.environ.pop(_name, None)
@@ -35,6 +40,19 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
     if report.skipped and os.environ.get("CI") == "true" and not hasattr(report, "wasxfail"):
         report.outcome = "failed"
         report.longrepr = f"skipped under CI=true: {report.longrepr}"
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """``-m slow`` imports only the third of the files that has slow tests."""
+    if config.getoption("markexpr") != "slow" or not collection_path.match("test_*.py"):
+        return None
+    return SLOW not in collection_path.read_text(encoding="utf-8") or None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.get_closest_marker("slow") and SLOW not in item.path.read_text(encoding="utf-8"):
+            raise pytest.UsageError(f"{item.nodeid} is slow and its file does not say {SLOW}")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -25,6 +25,7 @@ MIN_TEST = 60  # below it the paired gate has next to no power (FACTS, statistic
 MIN_UNANSWERABLE = 20
 MIN_WORDS = 12_500  # 25 pages of 500 words
 WITHOUT_QUESTIONS = {  # to train on
+    "docs/approvals.md",
     "docs/caching.md",
     "docs/embeddings-and-scale.md",
     "docs/faults.md",
@@ -32,8 +33,11 @@ WITHOUT_QUESTIONS = {  # to train on
     "docs/glossary.md",
     "docs/guards.md",
     "docs/index.md",
+    "docs/judges.md",
     "docs/keys-and-limits.md",
+    "docs/ledger.md",
     "docs/quality-and-acceptance.md",
+    "docs/rollouts.md",
     "docs/routing.md",
     "docs/search-and-publishing.md",
     "docs/sources.md",

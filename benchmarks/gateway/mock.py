@@ -3,7 +3,8 @@
 Answers ``POST`` in one piece, or as server-sent events when the body asks for a stream: a role
 chunk, 64 deltas, usage, ``[DONE]``, each a chunk of HTTP's chunked encoding. The word ``pace=N`` in
 the request's text sends one event every N milliseconds instead of all at once; it goes through any
-gateway unchanged. Nothing is parsed that need not be, so that the rig is not what is measured.
+gateway unchanged. Nothing is parsed that need not be, so that the rig is not what is measured. It
+is a collector of spans as well: what is posted to /v1/traces is taken and forgotten.
 
     python -m benchmarks.gateway.mock     prints {"url": ...} and serves until SIGTERM
 """
@@ -67,6 +68,7 @@ _STREAM_HEAD = (
 _CHUNKS = tuple(b"%x\r\n%b\r\n" % (len(event), event) for event in EVENTS)
 _END = b"0\r\n\r\n"
 _AT_ONCE = _STREAM_HEAD + b"".join(_CHUNKS) + _END
+_TAKEN = b"HTTP/1.1 200 OK\r\ncontent-type: application/x-protobuf\r\ncontent-length: 0\r\n\r\n"
 _NOTHING = b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n"
 
 
@@ -104,6 +106,8 @@ class Upstream(asyncio.Protocol):
     def _answer(self, head: bytes, data: bytes) -> None:
         if not head.startswith(b"post"):
             self._transport.write(_NOTHING)
+        elif head.startswith(b"post /v1/traces"):
+            self._transport.write(_TAKEN)
         elif not _STREAM.search(data):
             self._transport.write(_ANSWER)
         elif (pace := _PACE.search(data)) is None:

@@ -118,6 +118,8 @@ def ours(
     config = home / "gateway.yaml"
     config.write_text(yaml.safe_dump(ours_config(lane, upstream, home, model)))
     environ = {"RATCHET_ROOT": str(home), "RATCHET_GATEWAY_CONFIG": str(config)}
+    if lane == "full":
+        environ["OTEL_EXPORTER_OTLP_ENDPOINT"] = upstream  # the mock takes spans too
     key = ""
     if lane != "minimal":
         store = KeyStore.open(Settings.from_env({**os.environ, **environ}))

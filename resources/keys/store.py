@@ -21,12 +21,13 @@ from pydantic import ValidationError
 
 from contracts.errors import ConfigError, InputError, NotFoundError, ServiceError
 from contracts.settings import Settings
-from resources.keys.database import Database, Postgres, Run, Sqlite
+from resources.database import Database, Postgres, Run, Sqlite
 from resources.keys.records import Key
 from resources.keys.secret import digest, fingerprint, is_id, load_pepper, new_id, new_token
 
 log = logging.getLogger("ratchet.keys")
 SQLITE_FILE = "keys.db"
+WHAT = "The keys"
 #: A leaked secret should not live on for longer than this.
 MAX_GRACE = 30 * 86_400.0
 _TABLES = (
@@ -89,9 +90,9 @@ class KeyStore:
         """Postgres when there is an address, else SQLite in the state folder. Connects to nothing
         yet: a gateway must start while its database is down."""
         database: Database = (
-            Postgres(settings.postgres_url)
+            Postgres(settings.postgres_url, WHAT)
             if settings.postgres_url
-            else Sqlite(settings.state_dir / SQLITE_FILE)
+            else Sqlite(settings.state_dir / SQLITE_FILE, WHAT)
         )
         return cls(database, load_pepper(settings))
 

@@ -81,6 +81,18 @@ class Evidence:
         with contextlib.closing(Ledger.open(self._settings)) as ledger:
             return list(ledger.entries(release=self._release.id))
 
+    @cached_property
+    def answers(self) -> dict[str, dict[str, Any]]:
+        """The candidate's answers to the golden questions, by question id: question, answer."""
+        path = self.file("answers")
+        if path is None:
+            self.missing.append("answers")
+            return {}
+        import pyarrow.parquet as pq
+
+        rows = pq.read_table(path, columns=["question_id", "system", "question", "answer"])
+        return {row["question_id"]: row for row in rows.to_pylist() if row["system"] == "candidate"}
+
     @property
     def sources(self) -> Iterator[tuple[str, str]]:
         """(key, path) of every source of documents."""
@@ -88,14 +100,14 @@ class Evidence:
             yield key, item["path"]
 
     def _json(self, member: str, name: str) -> dict[str, Any] | None:
-        path = self._file(member, name)
+        path = self.file(member, name)
         if path is None:
             self.missing.append(f"{member} ({name})")
             return None
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         return found
 
-    def _file(self, name: str, inside: str) -> Path | None:
+    def file(self, name: str, inside: str = "") -> Path | None:
         """A file of a member: in the workspace if that is the same build, else in DVC's cache."""
         member = self._release.members.get(name)
         if member is None:

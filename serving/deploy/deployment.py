@@ -1,8 +1,8 @@
-"""One deployment: install, start the engine, ask it end to end, flip the channel, end the old one.
+"""One deployment: install, start the engine, ask it end to end, write the ledger, flip the channel.
 
-The channel is flipped last, in one rename, so a failure or a kill before it leaves the old release
-serving. Whatever a killed deployment left behind (a half-started engine, an old one that was not
-stopped) is on record under ``<state>/engines`` and is ended by the next one.
+The ledger's row is the moment from which the release counts as serving; the channel's pointer
+follows it in one rename. So a failure or a kill before the row leaves the old release serving, and
+after a kill between row and pointer the next command of this module writes the pointer.
 """
 
 from __future__ import annotations
@@ -10,48 +10,32 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import subprocess
-import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from contracts.errors import RatchetError, ServiceError
+from contracts.errors import InputError, RatchetError, ServiceError
 from contracts.records import Channel
 from contracts.settings import Settings
-from resources import processes, releases
-from resources.rag import Rag
+from resources import approvals, promotion, releases
+from resources.ledger import CHANGES, Entry, Ledger, actor
+from serving.deploy.engines import LocalEngines, Patience, Say
+from serving.deploy.question import OpenRag, Prepared, open_real_rag
 from serving.engines import probe
-from serving.engines.record import EngineRecord, list_records, read_record, stop
+from serving.engines.record import EngineRecord, list_records, stop
 
-#: Any question will do: passages are taken whatever their score, and a token must come out.
-QUESTION = "What is a release and how is it made?"
-#: The gateway looks at the pointer every 0.5 s and opens the release before it switches.
-SWITCH_SECONDS = 3.0
-#: Engines have no keys: the gateway is the only way in, whatever address it listens on itself.
-LOOPBACK = "127.0.0.1"
-Say = Callable[[str], None]
-OpenRag = Callable[[releases.Installed], Rag]
-
-
-@dataclass(frozen=True)
-class Patience:
-    """Seconds: for an engine's first token, and for answers that the old engine still gives."""
-
-    ready: float = 300.0  # 40 s on two quiet cores; 220 s were seen on loaded ones
-    drain: float = 60.0
+__all__ = ["Deployer", "Patience"]
 
 
 class Deployer:
     """Deploys into one checkout's state folder.
 
     Args:
-        settings: whose state folder.
+        settings: whose state folder, and whose ledger.
         say: told each step.
-        patience: how long to wait.
+        patience: how long to wait; None: the defaults.
         open_rag: opens a release's retrieval for the health check.
     """
 
@@ -59,69 +43,70 @@ class Deployer:
         self,
         settings: Settings,
         say: Say,
-        patience: Patience = Patience(),
+        patience: Patience | None = None,
         open_rag: OpenRag | None = None,
     ) -> None:
-        self.settings, self.say, self.patience = settings, say, patience
+        self.settings, self.say = settings, say
+        self.ledger = Ledger.open(settings)
+        self.engines = LocalEngines(settings, say, patience or Patience())
         self._open_rag = open_rag or open_real_rag
+        self._begun = 0.0  # of the command, monotonic seconds
 
     # -- commands ----------------------------------------------------------------------------
 
-    def up(self, release: str, channel: str, data_root: Path) -> dict[str, Any]:
+    def up(self, release: str, channel: str, data_root: Path, reason: str = "") -> dict[str, Any]:
         """Serve a release (a file, or the id of an installed one) on a channel.
 
-        Raises RatchetError; the channel is then where it was and no new engine is left.
+        Raises RatchetError; before the ledger's row the channel is then where it was and no new
+        engine is left. ConflictError names who promoted another release meanwhile, ApprovalError
+        the request that waits for a person.
         """
         releases.channel_path(self.settings, channel)
-        begun = time.monotonic()
-        with self._alone():
+        with self._alone(f"deploying {release} on {channel}"):
+            self._catch_up()
+            last = self.ledger.last(channel)
             installed = self._installed(release, data_root)
-            before = self._channel(channel)
-            if before and before.release == installed.id and self._answers(before):
-                self.say(f"release {installed.id} already answers on {channel}")
-                self._end_unused()
-                return self._result(before, changed=False, begun=begun)
-            prepared = Prepared(installed, self._open_rag)  # while the engine starts
-            engine, fresh = self._engine(installed)
-            try:
-                self._ask(installed, engine, prepared)
-                after = Channel(
-                    name=channel,
-                    release=installed.id,
-                    engine_url=engine.url,
-                    model=engine.model,
-                    previous=_previous(before, installed.id),
-                )
-                releases.write_channel(self.settings, after)
-            except BaseException:
-                if fresh:
-                    self.say("stopping the new engine")
-                    stop(engine)
-                raise
-            self.say(f"channel {channel} points at {installed.id}")
-            try:
-                self._end_unused(wait=before is not None)
-            except (RatchetError, OSError) as error:  # the release is live: that is the result
-                self.say(f"the old engine was not stopped, the next deployment will: {error}")
-            return self._result(after, changed=True, begun=begun)
+            approval = approvals.require(self.settings, self.ledger, installed.release, channel)
+            return self._serve(
+                installed, channel, last, "promoted", reason, _pointer(last), approval
+            )
+
+    def rollback(self, channel: str, to: str | None, reason: str) -> dict[str, Any]:
+        """Serve a release again that the channel served before.
+
+        Args:
+            to: its id; None: the one that the current one came after.
+
+        Raises as :meth:`up`, and InputError where there is no such release.
+        """
+        releases.channel_path(self.settings, channel)
+        with self._alone(f"rolling {channel} back"):
+            self._catch_up()
+            last = self.ledger.last(channel)
+            if last is None:
+                raise _nothing_deployed(channel)
+            before = self._way_back(channel, last, to)
+            installed = self._installed(before.release, self.settings.root)
+            return self._serve(installed, channel, last, "rolled_back", reason, before)
 
     def ensure(self, channel: str | None) -> dict[str, Any]:
         """Bring the engines of the channels back, where they are not running."""
-        names = [channel] if channel else [c.name for c in releases.list_channels(self.settings)]
         done = {}
-        for name in names:
-            pointer = releases.read_channel(self.settings, name)
-            if pointer is None:
-                raise ServiceError(
-                    f"Nothing was ever deployed on channel '{name}'.",
-                    next="python -m serving.deploy up --release data/release.json",
-                )
-            done[name] = self.up(pointer.release, name, self.settings.root)
+        with self._alone("looking at the channels"):
+            self._catch_up()
+            changes = self.ledger.channels()
+            if channel is not None and channel not in changes:
+                raise _nothing_deployed(channel)
+            for name, last in changes.items():
+                pointer = last.pointer
+                if pointer is not None and channel in (None, name):
+                    installed = self._installed(pointer.release, self.settings.root)
+                    done[name] = self._serve(installed, name, last, "promoted", "", pointer)
         return {"channels": done}
 
     def down(self, channel: str | None) -> dict[str, Any]:
         """Stop the engine of a channel, or every recorded one. Channels keep pointing."""
-        with self._alone():
+        with self._alone("stopping engines"):
             records = list_records(self.settings.engines_dir)
             if channel is not None:
                 pointer = releases.read_channel(self.settings, channel)
@@ -157,6 +142,111 @@ class Deployer:
 
     # -- steps -------------------------------------------------------------------------------
 
+    def _catch_up(self) -> None:
+        """End what an earlier command was killed in: rows without a pointer, once their engine
+        answers. And begin the ledger, where channels are older than it."""
+        for row in promotion.adopt(self.settings, self.ledger):
+            self.say(f"the ledger begins with release {row.release} on {row.channel}")
+        for line in promotion.differences(self.settings, self.ledger):
+            self.say(line)
+        for name, change in self.ledger.channels().items():
+            current = self._channel(name)
+            pointer = change.pointer
+            if pointer is None or promotion.settle(pointer, current) == current:
+                continue
+            engine = self.engines.answering(pointer.release)
+            if engine is not None:
+                promotion.follow(self.settings, self.ledger, name, {engine.release: engine.url})
+                self.say(f"channel {name} points at {pointer.release}, as {change} says")
+
+    def _serve(
+        self,
+        installed: releases.Installed,
+        channel: str,
+        last: Entry | None,
+        kind: Literal["promoted", "rolled_back"],
+        reason: str,
+        before: Channel | None,
+        approval: int | None = None,
+    ) -> dict[str, Any]:
+        """Engine, question, row, pointer, in this order.
+
+        Args:
+            last: the channel's last change, which the new row builds on.
+            before: the pointer that tells which release the next rollback leads to.
+            approval: the ledger's row that lets the release in.
+        """
+        stands = _pointer(last)
+        if stands is not None and stands.release != installed.id:
+            stands = None  # the ledger says another release: this will be a new row
+        current = self._channel(channel)
+        if stands is not None and current == promotion.settle(stands, current):
+            engine = self.engines.answering(installed.id)
+            if current is not None and engine is not None and engine.url == current.engine_url:
+                self.say(f"release {installed.id} already answers on {channel}")
+                self._end_unused()
+                return self._result(current, changed=False)
+        prepared = Prepared(installed, self._open_rag)  # while the engine starts
+        engine, fresh = self.engines.ready(installed, promotion.named(self.ledger))
+        try:
+            self.say("asking it a question, end to end")
+            prepared.ask(engine)
+            if stands is None:
+                promotion.record_verdict(self.ledger, installed.release)
+                after = _after(channel, installed, engine, before)
+                row = promotion.change(self.ledger, kind, after, last, reason, approval)
+                self.say(f"ledger: {row}")
+        except BaseException:
+            if fresh and (stands is not None or not self._was_written(channel, engine)):
+                self.say("stopping the new engine")
+                stop(engine)
+            raise
+        found = promotion.follow(self.settings, self.ledger, channel, {engine.release: engine.url})
+        assert found is not None
+        self.say(f"channel {channel} points at {found.release}")
+        try:
+            self._end_unused(wait=current is not None)
+        except (RatchetError, OSError) as error:  # the release is live: that is the result
+            self.say(f"the old engine was not stopped, the next deployment will: {error}")
+        return self._result(found, changed=True)
+
+    def _was_written(self, channel: str, engine: EngineRecord) -> bool:
+        """Whether the ledger wants this very engine, although the promotion was broken off.
+        A ledger that does not answer may have the row: then the engine stays."""
+        try:
+            pointer = _pointer(self.ledger.last(channel))
+        except RatchetError as error:
+            self.say(f"the new engine stays, the ledger does not answer: {error.what}")
+            return True
+        return pointer is not None and pointer.engine_url == engine.url
+
+    def _way_back(self, channel: str, last: Entry, to: str | None) -> Channel:
+        """The pointer as it was when the channel last served the release to go back to."""
+        now = _pointer(last)
+        if last.kind == "rollout" and to is None:
+            raise InputError(
+                f"A rollout of release {last.release} is under way on channel {channel}.",
+                next="take it back: python -m serving.rollout abort; or say --to RELEASE",
+            )
+        target = to or (now.previous if now else None)
+        if now is None or target is None:
+            raise InputError(
+                f"Channel {channel} has served one release only: there is no way back.",
+                next="deploy another one: python -m serving.deploy up --release FILE_OR_ID",
+            )
+        if target == now.release:
+            raise InputError(f"Channel {channel} serves release {target} already.")
+        rows = self.ledger.entries(channel=channel, kinds=CHANGES)
+        served = [pointer for pointer in map(_pointer, rows) if pointer is not None]
+        for pointer in reversed(served):
+            if pointer.release == target:
+                return pointer
+        raise InputError(
+            f"Channel {channel} never served release {target}.",
+            offenders=[f"served: {one}" for one in dict.fromkeys(p.release for p in served)],
+            next="python -m serving.deploy up --release ID promotes a release",
+        )
+
     def _installed(self, release: str, data_root: Path) -> releases.Installed:
         """Install the release, or check the installed one; refuse what the gate did not pass."""
         path = Path(release)
@@ -177,115 +267,13 @@ class Deployer:
             self.say(f"{error.what} It is written anew.")
             return None
 
-    def _answers(self, channel: Channel) -> bool:
-        """Whether a token comes out of the channel's engine, and it is the one on record."""
-        record = read_record(self._record_path(channel.release))
-        if record is None or not record.alive or record.url != channel.engine_url:
-            return False
-        return self._token(record) is None
-
-    def _token(self, record: EngineRecord) -> str | None:
-        """None when a token came out, else what is wrong."""
-        try:
-            probe.tokens_flow(record.url, record.model)
-        except ServiceError as error:
-            return error.what
-        return None
-
-    def _engine(self, installed: releases.Installed) -> tuple[EngineRecord, bool]:
-        """A ready engine of that release, and whether it was started for this deployment."""
-        path = self._record_path(installed.id)
-        known = read_record(path)
-        if known is not None:
-            if known.alive and known.state == "ready" and self._token(known) is None:
-                self.say(f"its engine already runs at {known.url}")
-                return known, False
-            self.say("stopping what is left of an earlier engine of this release")
-            stop(known)
-        self._end_unused(drain=False)  # a killed deployment's engine would share our cores
-        return self._start(installed, path), True
-
-    def _start(self, installed: releases.Installed, path: Path) -> EngineRecord:
-        """Start an engine that outlives us and wait until tokens flow."""
-        logs = self.settings.engines_dir / "logs"
-        logs.mkdir(parents=True, exist_ok=True)
-        log, said = logs / f"{installed.id}.log", logs / f"{installed.id}.said"
-        command = [
-            sys.executable, "-m", "serving.engines", "--bundle", str(installed.bundle),
-            "--host", LOOPBACK, "--port", "0", "--log", str(log), "--record", str(path),
-            "--release", installed.id, "--ready-timeout", str(self.patience.ready),
-        ]  # fmt: skip
-        self.say(f"starting the engine (about 40 s, up to {self.patience.ready:g} s); log {log}")
-        with said.open("wb") as stream:  # a file and no pipe: the engine outlives its reader
-            child = subprocess.Popen(
-                command,
-                cwd=Path(__file__).resolve().parents[2],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=stream,
-                start_new_session=True,
-            )
-        begun = time.monotonic()
-        try:
-            while True:
-                record = read_record(path)
-                if record is not None and record.pid == child.pid and record.state == "ready":
-                    self.say(f"tokens flow after {time.monotonic() - begun:.0f} s at {record.url}")
-                    return record
-                if child.poll() is not None:
-                    raise ServiceError(
-                        "The engine of the new release did not start.",
-                        where=f"release {installed.id}",
-                        next=said.read_text(encoding="utf-8", errors="replace").strip(),
-                    )
-                time.sleep(0.1)
-        except BaseException:
-            child.terminate()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                child.wait(30)
-            raise
-
-    def _ask(self, installed: releases.Installed, engine: EngineRecord, prepared: Prepared) -> None:
-        """One real question through index, prompt and engine. Raises when no token comes out."""
-        self.say("asking it a question, end to end")
-        answer = probe.chat(
-            engine.url,
-            engine.model,
-            prepared.messages(),
-            max_tokens=installed.answers.max_tokens,
-            timeout=60.0,
-        )
-        if not (answer.get("usage") or {}).get("completion_tokens"):
-            raise ServiceError("The engine gives no token to a real prompt.", where=engine.url)
-
-    def _end_unused(self, wait: bool = False, drain: bool = True) -> None:
-        """End engines that no channel points at; those that answer may finish first."""
-        try:
-            used = {c.engine_url for c in releases.list_channels(self.settings)}
-        except RatchetError as error:  # its engine is unknown, and may be one that serves
-            self.say(f"no engine is stopped: {error.what}")
-            return
-        unused = [r for r in list_records(self.settings.engines_dir) if r.url not in used]
-        if unused and wait:
-            time.sleep(SWITCH_SECONDS)  # the gateway needs a moment to see the new pointer
-        for record in unused:
-            if drain and record.alive and record.state == "ready":
-                self.say(f"draining the engine of release {record.release}")
-                processes.wait_until(
-                    lambda url=record.url: not probe.in_flight(url),  # type: ignore[misc]
-                    self.patience.drain,
-                    every=0.5,
-                )
-            stop(record)
-            self.say(f"engine of release {record.release} stopped")
+    def _end_unused(self, wait: bool = False) -> None:
+        self.engines.end_unused(promotion.named(self.ledger), wait=wait)
 
     # -- small things ------------------------------------------------------------------------
 
-    def _record_path(self, release_id: str) -> Path:
-        return self.settings.engines_dir / f"{release_id}.json"
-
-    def _result(self, channel: Channel, *, changed: bool, begun: float) -> dict[str, Any]:
-        record = read_record(self._record_path(channel.release))
+    def _result(self, channel: Channel, *, changed: bool) -> dict[str, Any]:
+        record, row = self.engines.record(channel.release), self.ledger.last(channel.name)
         return {
             "release": channel.release,
             "channel": channel.name,
@@ -293,13 +281,14 @@ class Deployer:
             "engine_url": channel.engine_url,
             "model": channel.model,
             "previous": channel.previous,
+            "ledger": row.seq if row else None,
             "pid": record.pid if record else None,
             "log": record.log if record else None,
-            "seconds": round(time.monotonic() - begun, 2),
+            "seconds": round(time.monotonic() - self._begun, 2),
         }
 
     @contextlib.contextmanager
-    def _alone(self) -> Iterator[None]:
+    def _alone(self, what: str) -> Iterator[None]:
         """One deployment at a time. The kernel drops the lock of a process that dies."""
         folder = self.settings.engines_dir
         folder.mkdir(parents=True, exist_ok=True)
@@ -309,76 +298,38 @@ class Deployer:
             except BlockingIOError:
                 stream.seek(0)
                 raise ServiceError(
-                    f"Another deployment is running (pid {stream.read().strip() or 'unknown'}).",
+                    f"Another deployment is running: {stream.read().strip() or 'unknown'}.",
                     where=str(folder),
                     next="wait for it to end, then deploy again",
                 ) from None
             stream.truncate(0)
-            stream.write(str(os.getpid()))
+            since = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+            stream.write(f"{actor()} (pid {os.getpid()}), {what} since {since}")
             stream.flush()
+            self._begun = time.monotonic()
             yield
 
 
-def _previous(before: Channel | None, release_id: str) -> str | None:
-    """The release to roll back to: bringing an engine back does not forget it."""
-    if before is None:
-        return None
-    return before.previous if before.release == release_id else before.release
+def _pointer(row: Entry | None) -> Channel | None:
+    return row.pointer if row is not None else None
 
 
-class Prepared:
-    """The health check's question, retrieved and rendered in a thread while the engine starts."""
-
-    def __init__(self, installed: releases.Installed, open_rag: OpenRag) -> None:
-        self._installed, self._open_rag = installed, open_rag
-        self._messages: list[dict[str, str]] = []
-        self._problem: BaseException | None = None
-        self._thread = threading.Thread(target=self._work, daemon=True)
-        self._thread.start()
-
-    def messages(self) -> list[dict[str, str]]:
-        """Wait for the messages. Raises what went wrong while they were made."""
-        self._thread.join()
-        if self._problem is not None:
-            raise self._problem
-        return self._messages
-
-    def _work(self) -> None:
-        rag: Rag | None = None
-        try:
-            rag = self._open_rag(self._installed)
-            passages = rag.retrieve(QUESTION)
-            if not passages:
-                raise ServiceError(
-                    "The release's index finds nothing.",
-                    where=str(self._installed.index),
-                    next="rebuild it: `dvc repro index`",
-                )
-            self._messages = rag.messages(QUESTION, passages)
-        except RatchetError as error:
-            self._problem = error
-        except Exception as error:  # the index library has errors of its own
-            self._problem = ServiceError(
-                f"The release's index cannot be searched: {type(error).__name__}: {error}",
-                where=str(self._installed.index),
-                next="rebuild it: `dvc repro index`",
-            )
-        finally:
-            if rag is not None:
-                rag.close()
+def _after(
+    name: str, installed: releases.Installed, engine: EngineRecord, before: Channel | None
+) -> Channel:
+    """The pointer at this release. Its ``previous`` is where the next rollback leads: bringing an
+    engine or a release back does not forget that."""
+    previous = None
+    if before is not None:
+        previous = before.previous if before.release == installed.id else before.release
+    return Channel(
+        name=name, release=installed.id, engine_url=engine.url, model=engine.model,
+        previous=previous,
+    )  # fmt: skip
 
 
-def open_real_rag(installed: releases.Installed) -> Rag:
-    """The release's retrieval and prompt, with no floor on the score."""
-    from resources.embedding import open_embedder
-    from resources.index import open_index
-
-    embedder = open_embedder(installed.vectors, None, threads=1, device="cpu")
-    return Rag(
-        open_index(installed.index),
-        embedder,
-        installed.prompt(),
-        top_k=installed.answers.top_k,
-        min_score=-1.0,
-        sentences=installed.answers.sentences,
+def _nothing_deployed(channel: str) -> ServiceError:
+    return ServiceError(
+        f"Nothing was ever deployed on channel '{channel}'.",
+        next="python -m serving.deploy up --release data/release.json",
     )

@@ -69,6 +69,8 @@ _SECRETS = frozenset(
     {
         "EMBEDDINGS_API_KEY",
         "EMBEDDINGS_URL",
+        "JUDGE_API_KEY",
+        "JUDGE_URL",
         "MLFLOW_TRACKING_URI",
         "POSTGRES_URL",
         "QDRANT_API_KEY",

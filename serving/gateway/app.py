@@ -30,7 +30,6 @@ from serving.gateway.api_request import PATHS
 from serving.gateway.auth import Authenticator
 from serving.gateway.cache.response_cache import ResponseCache
 from serving.gateway.config import GatewayConfig, load, refuse_exposed
-from serving.gateway.engine import Deadlines, EngineClient
 from serving.gateway.envelope import ApiError
 from serving.gateway.feedback import FeedbackEndpoint
 from serving.gateway.guards.run import Guards
@@ -48,6 +47,8 @@ from serving.gateway.responses import error_response, json_response
 from serving.gateway.retrieval import Retriever
 from serving.gateway.routing.router import Router
 from serving.gateway.services import Configured, Services, dearest, targets
+from serving.gateway.shadow import Shadow
+from serving.gateway.split import Trial
 from serving.gateway.upstream import UpstreamClient
 
 log = logging.getLogger("ratchet.gateway.app")
@@ -64,7 +65,7 @@ class Gateway:
         settings: addresses and folders.
         channel: whose release is served.
         config: instead of the file that the settings name; it is then never reloaded.
-        open_live, deadlines, health_every: for tests.
+        open_live, health_every: for tests.
         host: the address that it listens on.
         workers: processes that share the limits of this gateway.
     """
@@ -76,7 +77,6 @@ class Gateway:
         channel: str = CHANNEL,
         config: GatewayConfig | None = None,
         open_live: Opener | None = None,
-        deadlines: Deadlines | None = None,
         health_every: float = 2.0,
         host: str = "127.0.0.1",
         workers: int = 1,
@@ -90,23 +90,32 @@ class Gateway:
         self.upstream = UpstreamClient()
         keys = KeyStore.open(settings)
         tokenizers = Tokenizers()
+        recording = Recording(settings, config.telemetry, metrics, keys.pepper)
         self.services = Services(
             live=LiveRelease(settings, channel, open_live or opener(settings), metrics),
-            engine=EngineClient(deadlines or Deadlines()),
             router=Router(self.upstream, metrics, config.routing, salt=keys.pepper),
             retriever=Retriever(metrics),
-            prompts=PromptChooser(keys.pepper),
+            prompts=PromptChooser(keys.pepper, settings),
             authenticator=Authenticator(keys, config.auth, metrics),
             limiter=open_limiter(config.limits, settings, metrics, workers=workers),
             tokenizers=tokenizers,
             cache=ResponseCache(config.cache, settings, metrics),
-            recording=Recording(settings, config.telemetry, metrics, keys.pepper),
+            recording=recording,
+            shadow=Shadow(
+                self.upstream,
+                metrics,
+                config.routing,
+                keys.pepper,
+                recording.request_log.offer,
+                settings,
+            ),
             metrics=metrics,
             now=self._configured(config, tokenizers),
             salt=keys.pepper,
         )
         self.live = self.services.live
-        self.health = Health(self.live, self.services.engine, metrics, health_every)
+        self.live.let_go = self.services.router.forget
+        self.health = Health(self.live, self.upstream, metrics, health_every)
         self.models = Models(self.services)
         self.feedback = FeedbackEndpoint(
             self.services.authenticator, feedback.folder(settings), settings.requests_dir, metrics
@@ -123,7 +132,7 @@ class Gateway:
         await services.limiter.start()
         await services.cache.start()
         await services.now.guards.start()
-        async with services.engine, self.upstream:
+        async with self.upstream:
             tasks = [
                 asyncio.create_task(services.live.watch(), name="watch-channel"),
                 asyncio.create_task(self.health.watch(), name="watch-engine"),
@@ -136,6 +145,7 @@ class Gateway:
                 for task in tasks:
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
+                await services.shadow.close()
                 services.retriever.close()
                 services.prompts.close()
                 services.live.close()
@@ -149,7 +159,7 @@ class Gateway:
     async def reload(self) -> bool:
         """Read the configuration again and swap it in whole; False, and everything as it was, when
         it cannot be used. Requests under way end with what they began with."""
-        services = self.services
+        services, following = self.services, None
         try:
             config = await asyncio.to_thread(load, self.settings)
             refuse_exposed(config, self._host, self.settings)
@@ -161,7 +171,10 @@ class Gateway:
             self.metrics.reloads.labels("refused").inc()
             services.recording.audit.event("config_refused")
             log.error("the configuration was not taken: %s", error)
+            if following is not None:
+                await following.guards.close()
             return False
+        services.shadow.configure(config.routing)
         services.limiter.configure(config.limits)
         services.recording.configure(config.telemetry)
         services.recording.audit.event("config_taken")
@@ -177,12 +190,15 @@ class Gateway:
         return True
 
     async def _watch_config(self) -> None:
-        """Reload when the file changes; run as a task."""
+        """Reload when the file has changed and then stood still from one look to the next: an
+        editor may empty a file before it writes, and an empty one is a configuration; run as a
+        task."""
+        last = self._seen
         while not self._fixed:
             await asyncio.sleep(RELOAD_SECONDS)
-            seen = await asyncio.to_thread(_signature, self.settings.gateway_config)
-            if seen != self._seen:
-                self._seen = seen
+            before, last = last, await asyncio.to_thread(_signature, self.settings.gateway_config)
+            if last == before != self._seen:
+                self._seen = last
                 try:
                     await self.reload()
                 except Exception:  # a bug here must not end the watching
@@ -192,7 +208,11 @@ class Gateway:
         """May block for a second: tokenizers are opened."""
         return Configured(
             config,
-            Guards(config.guards, self.metrics),
+            Guards(
+                config.guards,
+                self.metrics,
+                lambda response_id, found: self.services.recording.audit.late(response_id, found),
+            ),
             {
                 model.name: tokenizers.open(_tokenizer(self.settings.root, model.candidates))
                 for model in config.routing.models
@@ -221,6 +241,7 @@ class Gateway:
             "models": sorted(services.router.routes),
             "problem": problem,
             "switching": self.live.problem if live else None,
+            "candidate": _trial(self.live.trial),
         }
         return json_response(body, 200 if problem is None else 503)
 
@@ -314,6 +335,19 @@ def _tokenizer(root: Path, candidates: Any) -> Path | None:
     """The first candidate's tokenizer that is named; paths are relative to the checkout."""
     named = [candidate.tokenizer for candidate in candidates if candidate.tokenizer]
     return root / named[0] if named else None
+
+
+def _trial(trial: Trial | None) -> dict[str, Any] | None:
+    """What /readyz says of a rollout."""
+    if trial is None:
+        return None
+    candidate = trial.candidate
+    return {
+        "release": candidate.release,
+        "strategy": candidate.strategy,
+        "share": candidate.share,
+        "open": trial.live is not None,
+    }
 
 
 def _signature(path: Path) -> tuple[int, int, int] | None:

@@ -4,6 +4,7 @@ In: ended exchanges and events of the gateway itself. Out: ``<state>/audit/<YYYY
 (mode 0600), one JSON object a line with ``time`` and ``event``:
 
 * ``guard``: one side's verdict: findings by guard, kind, place and rule version.
+* ``late``: the same of guards in mode async; only ``response_id`` says of which request.
 * ``refused``: a request that a key or a limit ended, with the error's code.
 * ``more``: how many refusals of that code were not written, because a flood of wrong keys would
   fill the disk.
@@ -32,6 +33,7 @@ from serving.gateway.metrics import Metrics
 
 if TYPE_CHECKING:
     from serving.gateway.exchange import Exchange
+    from serving.gateway.guards.verdict import Verdict
 
 #: Codes of requests that a key or a limit refused.
 REFUSALS = frozenset(
@@ -75,6 +77,12 @@ class AuditLog:
     def event(self, name: str, **fields: str | int | float) -> None:
         """Something that the gateway did."""
         self._drain.offer({"time": _now(), "event": name, **fields})
+
+    def late(self, response_id: str, verdict: Verdict) -> None:
+        """What guards in mode async found; the request log knows whose request it was."""
+        if record := verdict.record():
+            whose = {"time": _now(), "response_id": response_id}
+            self._drain.offer({**whose, "event": "late", **record})
 
     def ended(self, exchange: Exchange) -> None:
         """Note what guards, keys and limits said of a request that has ended."""

@@ -10,9 +10,9 @@ import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from hashlib import blake2b
-from typing import Any
+from typing import Any, Literal
 
-from contracts.records import Passage, RequestRecord
+from contracts.records import Passage
 from resources import rag
 from resources.requests import new_response_id
 from serving.gateway.api_request import Kind
@@ -25,6 +25,8 @@ from serving.gateway.metrics import Metrics
 from serving.gateway.prompt_choice import Choice
 from serving.gateway.telemetry.spans import Trace
 
+#: No engine counts as many; the log's columns have 64 bits.
+MAX_TOKENS = 1 << 53
 _STRICTNESS = ("allow", "flag", "redact", "block")
 
 
@@ -39,6 +41,9 @@ class Exchange:
     response_id: str = ""
     live: Live | None = None
     choice: Choice | None = None  # of the release's prompt
+    rollout: str = ""  # of the channel's candidate, while there is one
+    arm: Literal["", "stable", "candidate", "shadow"] = ""  # of that rollout
+    moved: bool = False  # the candidate failed, and the stable release answered
     question: str = ""
     stream: bool = False
     passages: list[Passage] = field(default_factory=list)
@@ -101,7 +106,7 @@ class Exchange:
 
     def limits(self, lease: Lease) -> None:
         """What the key has left goes into the response's headers."""
-        self.more_headers += [(k.encode(), v.encode()) for k, v in lease.headers().items()]
+        self.more_headers += lease.headers()
 
     def judged(self, verdict: Verdict) -> None:
         """Note what guards said; the strictest word stays."""
@@ -119,15 +124,16 @@ class Exchange:
         """Note the engine's count of tokens."""
         for name in ("prompt_tokens", "completion_tokens"):
             value = (usage or {}).get(name)
-            if isinstance(value, int):
+            if type(value) is int and 0 <= value < MAX_TOKENS:
                 setattr(self, name, value)
 
-    def finish(self, metrics: Metrics, salt: bytes) -> RequestRecord:
-        """Count what happened; return the record. ``salt`` keys the hash of the session's name."""
-        text = self.text
+    def finish(self, metrics: Metrics, salt: bytes) -> dict[str, Any]:
+        """Count what happened; return the log's row, with the fields of RequestRecord. ``salt``
+        keys the hash of the session's name."""
+        text = self.text if self.answer else ""
         if self.live is not None:
             self._finish_release(text, metrics)
-        return self._record(text, salt)
+        return self._row(text, salt)
 
     def _finish_release(self, text: str, metrics: Metrics) -> None:
         """What only answers from documents have."""
@@ -136,45 +142,55 @@ class Exchange:
         if self.refused_by:
             metrics.refusals.labels(self.refused_by).inc()
         metrics.unknown_citations.inc(len(rag.unresolved(text, self.passages)))
+        if self.arm:
+            metrics.arms.labels(self.arm, self._outcome()).inc()
 
-    def _record(self, text: str, salt: bytes) -> RequestRecord:
-        live, who = self.live, self.principal
-        return RequestRecord(
-            response_id=self.response_id,
-            time=self.arrived.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
-            channel=self.channel,
-            release=self.release,
-            model=live.channel.model if live else "",
-            prompt_version=self.prompt_version,
-            prompt_experiment=self.choice.experiment if self.choice and self.exposed else "",
-            question=self.question,
-            answer=text,
-            refused=bool(self.refused_by),
-            stream=self.stream,
-            status=self.error.status if self.error else 200,
-            error=self.error.code if self.error else None,
-            chunk_ids=[passage.chunk_id for passage in self.passages],
-            cited=rag.resolved(text, self.passages),
-            scores=[passage.score for passage in self.passages],
-            prompt_tokens=self.prompt_tokens,
-            completion_tokens=self.completion_tokens,
-            ttft_ms=self.ttft_ms,
-            latency_ms=self._elapsed_ms(),
-            retrieval_ms=self.retrieval_ms,
-            kind=self.kind,
-            asked_model=self.model,
-            tenant=who.tenant if who else "",
-            key_id=who.key_id if who else "",
-            feature=self.feature,
-            session=_hashed(self.session, salt),
-            provider=self.provider,
-            tier=self.tier,
-            cost=self.cost,
-            cached=self.cached,
-            tokens_estimated=self.tokens_estimated,
-            attempts=self.attempts,
-            guard=self.guard,
-        )
+    def _outcome(self) -> str:
+        """Of a request of a rollout's arm."""
+        if self.error is not None:
+            return self.error.code
+        return "moved" if self.moved else "ok"
+
+    def _row(self, text: str, salt: bytes) -> dict[str, Any]:
+        live, who, error = self.live, self.principal, self.error
+        return {
+            "response_id": self.response_id,
+            "time": self.arrived.isoformat(timespec="milliseconds")[:-6] + "Z",
+            "channel": self.channel,
+            "release": live.release if live else "",
+            "model": live.channel.model if live else "",
+            "prompt_version": self.prompt_version if live else "",
+            "question": self.question,
+            "answer": text,
+            "refused": bool(self.refused_by),
+            "stream": self.stream,
+            "status": error.status if error else 200,
+            "error": error.code if error else None,
+            "chunk_ids": [passage.chunk_id for passage in self.passages],
+            "cited": rag.resolved(text, self.passages) if self.passages else [],
+            "scores": [passage.score for passage in self.passages],
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.completion_tokens,
+            "ttft_ms": self.ttft_ms,
+            "latency_ms": self._elapsed_ms(),
+            "retrieval_ms": self.retrieval_ms,
+            "kind": self.kind,
+            "asked_model": self.model,
+            "tenant": who.tenant if who else "",
+            "key_id": who.key_id if who else "",
+            "feature": self.feature,
+            "session": _hashed(self.session, salt) if self.session else "",
+            "provider": self.provider,
+            "tier": self.tier,
+            "cost": self.cost,
+            "cached": self.cached,
+            "tokens_estimated": self.tokens_estimated,
+            "attempts": self.attempts,
+            "guard": self.guard,
+            "prompt_experiment": self.choice.experiment if self.choice and self.exposed else "",
+            "rollout": self.rollout,
+            "arm": self.arm,
+        }
 
     def _elapsed_ms(self) -> float:
         return round((time.perf_counter() - self.clock) * 1000, 3)
@@ -182,6 +198,4 @@ class Exchange:
 
 def _hashed(session: str, salt: bytes) -> str:
     """A session's name may be a person's."""
-    if not session:
-        return ""
     return blake2b(session.encode("utf-8", "replace"), key=salt[:64], digest_size=12).hexdigest()

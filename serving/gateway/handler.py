@@ -41,7 +41,7 @@ class Handler:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         services = self.services
         exchange = Exchange("", self.kind, trace=services.recording.begin(scope["headers"]))
-        reply = Reply(exchange, send, services.now.config.requests.write_seconds)
+        reply = Reply(exchange, scope, send, services.now.config.requests.write_seconds)
         services.in_flight += 1
         try:
             await self._told(scope, receive, exchange, reply)
@@ -76,12 +76,12 @@ class Handler:
             raise ApiError("overloaded", "Too many requests are in flight.")
         _headers(scope, exchange)
         raw = await read_body(scope, receive, allowed.body_bytes, allowed.body_seconds)
-        async with WhileConnected(receive, reply.is_over):
+        async with WhileConnected(scope, receive, reply.is_over):
             given = read_object(raw)
             exchange.model = name = model_name(given)
             may = principal.key.allows_model(name)
             if may and self.kind == "chat" and name in (release.ALIAS, services.live.channel):
-                await release.answer(services, given, exchange, reply)
+                await release.answer(services, services.live, given, exchange, reply)
             elif may and (route := services.router.routes.get(name)):
                 await plain.answer(services, route, given, exchange, reply)
             else:

@@ -11,13 +11,19 @@ import contextlib
 import logging
 import time
 
-from serving.gateway.engine import EngineClient
+import orjson
+
+from serving.gateway.endpoint import Endpoint, Timeouts
 from serving.gateway.live import LiveRelease
 from serving.gateway.metrics import Metrics
+from serving.gateway.upstream import UpstreamClient
+from serving.gateway.upstream_errors import UpstreamError
 
 log = logging.getLogger("ratchet.gateway.health")
 EVERY_SECONDS = 2.0
 TOKEN_SECONDS = 30.0
+#: Seconds for an answer: of the engine's own health check, and of one token.
+HEALTH_PATIENCE, TOKEN_PATIENCE = 2.0, Timeouts(unstreamed=30)
 
 
 class Health:
@@ -25,18 +31,18 @@ class Health:
 
     Args:
         live: whose engine.
-        engine: asks it.
+        client: asks it.
         metrics: ``ready`` follows the state.
     """
 
     def __init__(
         self,
         live: LiveRelease,
-        engine: EngineClient,
+        client: UpstreamClient,
         metrics: Metrics,
         every: float = EVERY_SECONDS,
     ) -> None:
-        self._live, self._engine, self._metrics, self._every = live, engine, metrics, every
+        self._live, self._client, self._metrics, self._every = live, client, metrics, every
         self._problem: str | None = "the engine was not asked yet"
         self._url = ""
         self._token_at = 0.0
@@ -72,13 +78,29 @@ class Health:
         if url != self._url:
             self._token_at = 0.0
         problem = None
-        if not await self._engine.healthy(url):
+        if await self._client.get(f"{url}/health", HEALTH_PATIENCE) is None:
             problem, self._token_at = "the engine does not pass its health check", 0.0
         elif time.monotonic() - self._token_at > TOKEN_SECONDS or not self._token_at:
-            if await self._engine.token(url, live.channel.model):
+            if await self._token(url, live.channel.model):
                 self._token_at = time.monotonic()
             else:
                 problem = "no token comes out of the engine"
         self._url, self._problem = url, problem
         if problem != before:
             log.info("engine %s: %s", url, problem or "tokens flow")
+
+    async def _token(self, url: str, model: str) -> bool:
+        """Whether a token comes out: the only health that means anything to a user."""
+        body = {
+            "model": model,
+            "max_tokens": 1,
+            "temperature": 0,
+            "messages": [{"role": "user", "content": "ping"}],
+        }
+        endpoint = Endpoint("probe", url, model, "vllm", timeouts=TOKEN_PATIENCE)
+        try:
+            answer = await self._client.open(endpoint, "chat", orjson.dumps(body), {}, False)
+        except UpstreamError:
+            return False
+        answer.done()
+        return bool((answer.usage or {}).get("completion_tokens"))

@@ -1,4 +1,5 @@
-"""The gateway's Prometheus metrics, in a registry of their own. Labels are bounded sets.
+"""The gateway's Prometheus metrics, in a registry of their own. Labels are bounded sets. Those of
+tally.py are for the event loop alone, the others for every thread.
 
 Names are part of the interface: dashboards and alerts match them.
 """
@@ -6,6 +7,9 @@ Names are part of the interface: dashboards and alerts match them.
 from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from contracts.records import Candidate
+from serving.gateway.telemetry.tally import LoopCounter, LoopHistogram
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
@@ -16,26 +20,26 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
-        self.requests = Counter(
+        self.requests = LoopCounter(
             "ratchet_gateway_requests",
             "Chat requests by outcome. code is 'ok' or an error code.",
             ["code", "status", "stream"],
             registry=registry,
         )
-        self.latency = Histogram(
+        self.latency = LoopHistogram(
             "ratchet_gateway_request_seconds",
             "From the request's arrival to its last byte.",
             ["stream"],
             buckets=_SECONDS,
             registry=registry,
         )
-        self.ttft = Histogram(
+        self.ttft = LoopHistogram(
             "ratchet_gateway_time_to_first_token_seconds",
             "From the request's arrival to the engine's first text.",
             buckets=_SECONDS,
             registry=registry,
         )
-        self.prompt_exposures = Counter(
+        self.prompt_exposures = LoopCounter(
             "ratchet_gateway_prompt_exposures",
             "Answers that a model wrote, by the version of the release's prompt.",
             ["prompt_version"],
@@ -47,24 +51,24 @@ class Metrics:
             buckets=_SECONDS,
             registry=registry,
         )
-        self.tokens = Counter(
+        self.tokens = LoopCounter(
             "ratchet_gateway_tokens",
             "Tokens as the engine counted them.",
             ["kind"],
             registry=registry,
         )
-        self.refusals = Counter(
+        self.refusals = LoopCounter(
             "ratchet_gateway_refusals",
             "Answers that say that the documents do not say.",
             ["by"],
             registry=registry,
         )
-        self.unknown_citations = Counter(
+        self.unknown_citations = LoopCounter(
             "ratchet_gateway_unknown_citations",
             "Cited numbers that no passage had.",
             registry=registry,
         )
-        self.engine_errors = Counter(
+        self.engine_errors = LoopCounter(
             "ratchet_gateway_engine_errors",
             "Requests that the engine failed, by code.",
             ["code"],
@@ -105,7 +109,26 @@ class Metrics:
             ["channel", "release", "model", "prompt"],
             registry=registry,
         )
-        self.auth_refused = Counter(
+        self.candidate_share = Gauge(
+            "ratchet_gateway_candidate_share",
+            "Of the channel's traffic, for the candidate of a rollout; nothing without one.",
+            ["channel", "release", "strategy"],
+            registry=registry,
+        )
+        self.arms = LoopCounter(
+            "ratchet_gateway_rollout_requests",
+            "Requests of a channel with a candidate, by arm (stable, candidate) and outcome: ok, "
+            "moved (the candidate failed and the stable release answered), or an error code.",
+            ["arm", "outcome"],
+            registry=registry,
+        )
+        self.shadowed = LoopCounter(
+            "ratchet_gateway_shadow_requests",
+            "Copies of requests for a candidate, by outcome; 'dropped' when too many were at work.",
+            ["outcome"],
+            registry=registry,
+        )
+        self.auth_refused = LoopCounter(
             "ratchet_gateway_auth_refused",
             "Requests refused because of their API key.",
             ["code"],
@@ -121,7 +144,7 @@ class Metrics:
             "Reads of the keys that failed.",
             registry=registry,
         )
-        self.limited = Counter(
+        self.limited = LoopCounter(
             "ratchet_gateway_limited",
             "Requests refused by a limit, by what it counts and whose it is.",
             ["limit", "scope"],
@@ -148,7 +171,7 @@ class Metrics:
             "Settlements lost because the store of the limits was down for too long.",
             registry=registry,
         )
-        self.attempts = Counter(
+        self.attempts = LoopCounter(
             "ratchet_gateway_upstream_attempts",
             "Attempts at upstreams by how they ended; 'ok' is an answer that came whole.",
             ["provider", "outcome"],
@@ -177,7 +200,7 @@ class Metrics:
             ["provider", "model"],
             registry=registry,
         )
-        self.tiers = Counter(
+        self.tiers = LoopCounter(
             "ratchet_gateway_requests_by_tier",
             "Requests to models with tiers, by the tier that the classifier gave.",
             ["tier"],
@@ -195,7 +218,7 @@ class Metrics:
             ["guard", "outcome", "policy"],
             registry=registry,
         )
-        self.guard_seconds = Histogram(
+        self.guard_seconds = LoopHistogram(
             "ratchet_gateway_guard_seconds",
             "All guards of one side together, waiting included.",
             ["side"],
@@ -213,13 +236,13 @@ class Metrics:
             ["outcome"],
             registry=registry,
         )
-        self.cache_lookups = Counter(
+        self.cache_lookups = LoopCounter(
             "ratchet_gateway_cache_lookups",
             "Look-ups that a tier of the cache answered (hit) or did not (miss).",
             ["tier", "outcome"],
             registry=registry,
         )
-        self.cache_bypass = Counter(
+        self.cache_bypass = LoopCounter(
             "ratchet_gateway_cache_bypass",
             "Requests that the cache is not for, by why.",
             ["reason"],
@@ -258,7 +281,7 @@ class Metrics:
             ["outcome"],
             registry=registry,
         )
-        self.cache_seconds = Histogram(
+        self.cache_seconds = LoopHistogram(
             "ratchet_gateway_cache_seconds",
             "What a look-up in one tier took, waiting included.",
             ["tier"],
@@ -271,33 +294,33 @@ class Metrics:
         self.cache_entries = Gauge(
             "ratchet_gateway_cache_entries", "Answers in this process.", registry=registry
         )
-        self.tpot = Histogram(
+        self.tpot = LoopHistogram(
             "ratchet_gateway_time_per_output_token_seconds",
             "Of streams: from the first text to the end, by the tokens after the first.",
             buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1),
             registry=registry,
         )
-        self.overhead = Histogram(
+        self.overhead = LoopHistogram(
             "ratchet_gateway_overhead_seconds",
             "Of requests that reached an upstream: all the time in which it was not being waited "
             "for or relayed.",
             buckets=(0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 2.5),
             registry=registry,
         )
-        self.model_tokens = Counter(
+        self.model_tokens = LoopCounter(
             "ratchet_gateway_model_tokens",
             "Tokens by logical model and kind (prompt, completion).",
             ["model", "kind"],
             registry=registry,
         )
-        self.cost = Counter(
+        self.cost = LoopCounter(
             "ratchet_gateway_cost",
             "Cost by the price table, by logical model and feature; features beyond the bound are "
             "'other'.",
             ["model", "feature"],
             registry=registry,
         )
-        self.tenant_cost = Counter(
+        self.tenant_cost = LoopCounter(
             "ratchet_gateway_tenant_cost",
             "Cost by the price table, by tenant; tenants beyond the bound are 'other'.",
             ["tenant"],
@@ -342,6 +365,13 @@ class Metrics:
         """Say what is served now; what was served before is dropped."""
         self.release.clear()
         self.release.labels(channel, release, model, prompt).set(1)
+
+    def trying(self, channel: str, candidate: Candidate | None) -> None:
+        """Say which candidate has which share now."""
+        self.candidate_share.clear()
+        if candidate is not None:
+            labels = (channel, candidate.release, candidate.strategy)
+            self.candidate_share.labels(*labels).set(candidate.share)
 
     def text(self) -> bytes:
         return generate_latest(self.registry)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import orjson
@@ -17,18 +16,19 @@ from serving.gateway.api_request import ApiRequest
 from serving.gateway.auth import Principal
 from serving.gateway.cache.answer import Answer
 from serving.gateway.cache.response_cache import Flight, Hit
-from serving.gateway.cache.scope import Scope, scope
 from serving.gateway.envelope import ApiError
 from serving.gateway.exchange import Exchange
 from serving.gateway.guards.chunks import ChunkGuard, guard_body
 from serving.gateway.limits import Lease
 from serving.gateway.limits.config import counts_tokens
-from serving.gateway.limits.tokens import estimate, most_tokens
+from serving.gateway.limits.tokens import most_tokens
 from serving.gateway.reply import Reply
 from serving.gateway.routing.router import Route
 from serving.gateway.services import Configured, Services
 from serving.gateway.sse import Frame, Frames, MalformedStream, encode
+from serving.gateway.turn import Turn
 from serving.gateway.upstream import UpstreamResponse
+from serving.gateway.upstream_errors import UpstreamError
 
 
 async def answer(
@@ -39,36 +39,58 @@ async def answer(
     reply: Reply,
 ) -> None:
     """Answer one request. Raises ApiError; after the first byte, the stream has begun."""
-    now, principal = services.now, exchange.principal
-    assert principal is not None
+    turn = Turn.begin(services, exchange, reply)
+    now, principal = turn.now, turn.principal
     request = plain_request.parse(exchange.kind, route.name, given)
     exchange.stream = request.stream
     request.session = exchange.session = exchange.session or request.session
-    limits, counter = now.config.limits, now.counters[route.name]
     if request.kind != "embeddings" and request.max_tokens is None:
         _bound(now, route, principal, request)
-    prompt = await counter.count(request, limits.max_prompt_tokens(principal))
-    most = most_tokens(request, prompt, now.config.requests.max_tokens)
+    prompt, most = await _size(turn, route, request)
+    cost = now.dearest[route.name].of(prompt, most - prompt)
     lease = await services.limiter.reserve(
-        principal,
-        tokens=most,
-        cost=now.dearest[route.name].of(prompt, most - prompt),
-        session=request.session,
+        principal, tokens=most, cost=cost, session=request.session
     )
     with lease:
         exchange.limits(lease)
-        policy = now.policy(principal)
-        verdict = await now.guards.check_input(policy, request, exchange.response_id)
-        exchange.judged(verdict)
-        if verdict.error is not None:
-            raise verdict.error
-        turn = _Turn(services, now, route, request, principal, policy, exchange, reply)
-        found = await services.cache.lookup(turn.scope())
+        await turn.check_input(request)
+        content = now.config.logs.content
+        if content:
+            exchange.question = "\n".join(request.texts())
+        temperature = route.defaults.get("temperature", 1.0)
+        scope = turn.scope(request, now.targets[route.name], temperature=temperature)
+        found = await services.cache.lookup(scope)
         if isinstance(found, Hit):
-            await turn.replay(found)  # the request counts; its tokens and cost do not
+            if content:
+                exchange.answer = [found.answer.text]
+            await turn.replay(request, found)
             return
         with found as flight:
-            await turn.ask(flight, lease, prompt)
+            await _ask(turn, route, request, flight, lease)
+
+
+async def _size(turn: Turn, route: Route, request: ApiRequest) -> tuple[int, int]:
+    """Tokens to reserve: of the prompt, and with all answers. Raises ApiError when the prompt is
+    longer than the key may send.
+
+    Counting takes 0.3 ms a kilobyte. Where a cheap bound is within the key's limit and far from
+    every other one, nothing can depend on the count: the engine's own is what is charged.
+    """
+    now, principal, counter = turn.now, turn.principal, turn.now.counters[route.name]
+    longest, default = (
+        now.config.limits.max_prompt_tokens(principal),
+        now.config.requests.max_tokens,
+    )
+    bound = counter.bound(request)
+    if bound is not None and (longest is None or bound <= longest):
+        most = most_tokens(request, bound, default)
+        if counter.estimates:
+            return bound, most
+        cost = now.dearest[route.name].of(bound, most - bound)
+        if turn.services.limiter.ample(principal, tokens=most, cost=cost, session=request.session):
+            return bound, most
+    prompt = await counter.count(request, longest)
+    return prompt, most_tokens(request, prompt, default)
 
 
 def _bound(now: Configured, route: Route, principal: Principal, request: ApiRequest) -> None:
@@ -81,93 +103,45 @@ def _bound(now: Configured, route: Route, principal: Principal, request: ApiRequ
         request.max_tokens = request.body["max_tokens"] = now.config.requests.max_tokens
 
 
-@dataclass(slots=True)
-class _Turn:
-    """One admitted request."""
-
-    services: Services
-    now: Configured
-    route: Route
-    request: ApiRequest
-    principal: Principal
-    policy: str
-    exchange: Exchange
-    reply: Reply
-
-    def scope(self) -> Scope:
-        """What an answer depends on, for the cache."""
-        now, temperature = self.now, self.route.defaults.get("temperature", 1.0)
-        return scope(
-            self.request,
-            now.config.cache.exact,
-            tenant=self.principal.tenant,
-            target=now.targets[self.route.name],
-            guard=now.guards.version(self.policy),
-            personal=self.policy in now.config.cache.personal,
-            temperature=temperature,
-        )
-
-    async def replay(self, hit: Hit) -> None:
-        """An answer that was given before."""
-        self.exchange.cached = "semantic" if hit.tier == "semantic" else "exact"
-        body = hit.answer.replay(self.exchange.response_id)
-        if self.request.stream:
-            await self.reply.frame(body)
-            await self.reply.end()
-        else:
-            await self.reply.whole(200, body)
-
-    async def ask(self, flight: Flight, lease: Lease, prompt: int) -> None:
-        """Ask a candidate; settle what was used; keep the answer if it may be kept."""
-        exchange, request, now = self.exchange, self.request, self.now
-        exchange.trace.asked(request)
-        content = now.config.logs.content
+async def _ask(turn: Turn, route: Route, request: ApiRequest, flight: Flight, lease: Lease) -> None:
+    """Ask a candidate; settle what was used; keep the answer if it may be kept."""
+    exchange, now = turn.exchange, turn.now
+    # The semantic tier compares answers by their text.
+    content, compared = now.config.logs.content, turn.services.cache.semantic is not None
+    want_text = request.stream and (content or compared or now.guards.reads_output(turn.policy))
+    try:
+        response = await turn.open(route, request, want_text=want_text)
+    except asyncio.CancelledError:
+        # The client left while an engine worked: its prompt was read, and nobody says how far
+        # the answer came.
+        prompt, _ = now.counters[route.name].afterwards(request)
+        exchange.prompt_tokens, exchange.tokens_estimated = prompt, True
+        exchange.cost = now.dearest[route.name].of(prompt, 0)
+        lease.settle(tokens=prompt, cost=exchange.cost)
+        raise
+    try:
+        async with response:
+            if request.stream:
+                await _relay(turn, request, response, flight)
+                body = flight.body
+            else:
+                body = await _whole(turn, request, response)
+    finally:
+        turn.ended(response)
         if content:
-            exchange.question = "\n".join(request.texts())
-        try:
-            response = await self.services.router.open(
-                self.route,
-                request,
-                tenant=self.principal.tenant,
-                request_id=exchange.response_id,
-                headers=exchange.trace.call(),
-                want_text=request.stream and (content or now.guards.reads_output(self.policy)),
-            )
-        except asyncio.CancelledError:
-            # The client left while an engine worked: its prompt was read, and nobody says how far
-            # the answer came.
-            exchange.prompt_tokens, exchange.tokens_estimated = prompt, True
-            exchange.cost = now.dearest[self.route.name].of(prompt, 0)
-            lease.settle(tokens=prompt, cost=exchange.cost)
-            raise
-        exchange.prompt_tokens = prompt
-        exchange.provider, exchange.attempts = response.endpoint.provider, response.attempts
-        exchange.tier = response.tier
-        exchange.trace.by(response.endpoint)
-        try:
-            async with response:
-                if request.stream:
-                    await _relay(now, self.policy, request, response, exchange, self.reply, flight)
-                    body = flight.body
-                else:
-                    body = await _whole(now, self.policy, request, response, exchange, self.reply)
-        finally:
-            exchange.trace.answered()
-            if content:
-                exchange.answer = _texts(request, response)
-            if response.scan.finish_reason:
-                exchange.trace.finish_reasons = [response.scan.finish_reason]
-            _settle(now, request, response, exchange)
-            used = (exchange.prompt_tokens or 0) + (exchange.completion_tokens or 0)
-            lease.settle(tokens=used, cost=exchange.cost)
-        flight.put(
-            Answer(
-                body,
-                exchange.prompt_tokens,
-                exchange.completion_tokens or 0,
-                changed=exchange.guard in ("redact", "block"),
-            )
+            exchange.answer = _texts(request, response)
+        _settle(now, route, request, response, exchange)
+        used = (exchange.prompt_tokens or 0) + (exchange.completion_tokens or 0)
+        lease.settle(tokens=used, cost=exchange.cost)
+    flight.put(
+        Answer(
+            body,
+            exchange.prompt_tokens or 0,
+            exchange.completion_tokens or 0,
+            text="".join(_texts(request, response)) if content or compared else "",
+            changed=turn.changed,
         )
+    )
 
 
 def _texts(request: ApiRequest, response: UpstreamResponse) -> list[str]:
@@ -183,15 +157,10 @@ def _texts(request: ApiRequest, response: UpstreamResponse) -> list[str]:
 
 
 async def _relay(
-    now: Configured,
-    policy: str,
-    request: ApiRequest,
-    response: UpstreamResponse,
-    exchange: Exchange,
-    reply: Reply,
-    flight: Flight,
+    turn: Turn, request: ApiRequest, response: UpstreamResponse, flight: Flight
 ) -> None:
     """Events to the client as they come."""
+    now, policy, exchange, reply = turn.now, turn.policy, turn.exchange, turn.reply
     scan = response.scan
     probe = now.guards.stream(policy, request)
     changes = probe is not None and probe.changes
@@ -229,19 +198,13 @@ def _guarded(frames: Iterable[Frame], guard: ChunkGuard) -> bytes:
             else:
                 out += map(encode, guard.through(frame.json()))
     except MalformedStream as error:
-        raise ApiError("engine_malformed_stream", f"The engine's stream: {error}.") from None
+        raise UpstreamError("malformed", f"The engine's stream: {error}.") from None
     return b"".join(out)
 
 
-async def _whole(
-    now: Configured,
-    policy: str,
-    request: ApiRequest,
-    response: UpstreamResponse,
-    exchange: Exchange,
-    reply: Reply,
-) -> bytes:
+async def _whole(turn: Turn, request: ApiRequest, response: UpstreamResponse) -> bytes:
     """The answer in one piece, as it went out."""
+    now, policy, exchange = turn.now, turn.policy, turn.exchange
     data = response.body
     if request.kind != "embeddings" and now.guards.reads_output(policy):
         try:
@@ -255,16 +218,18 @@ async def _whole(
             exchange.judged(verdict)
         if any(verdict.action == "redact" for verdict in verdicts):
             data = orjson.dumps(body)
-    await reply.whole(200, data)
+    await turn.reply.whole(200, data)
     return data
 
 
 def _settle(
-    now: Configured, request: ApiRequest, response: UpstreamResponse, exchange: Exchange
+    now: Configured,
+    route: Route,
+    request: ApiRequest,
+    response: UpstreamResponse,
+    exchange: Exchange,
 ) -> None:
     """What was really used: the upstream's own count where it gave one."""
-    usage = response.usage
-    exchange.usage(usage)
     if request.kind != "embeddings" and exchange.completion_tokens is None:
         exchange.tokens_estimated = True
         exchange.completion_tokens = (
@@ -273,6 +238,7 @@ def _settle(
             else -(-len(response.body) // 4)  # a quarter of its bytes, as for streams
         )
     if exchange.prompt_tokens is None:
-        exchange.prompt_tokens = estimate(request)
+        exchange.prompt_tokens, guessed = now.counters[route.name].afterwards(request)
+        exchange.tokens_estimated |= guessed
     price = now.price(response.price)
     exchange.cost = price.of(exchange.prompt_tokens, exchange.completion_tokens or 0)

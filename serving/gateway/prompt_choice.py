@@ -19,7 +19,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -29,6 +29,8 @@ from pydantic import AfterValidator, Field
 
 from contracts.errors import RatchetError
 from contracts.records import Passage
+from contracts.settings import Settings
+from resources.certification import certified, pair_of, path
 from resources.prompts import NAME, Message, Prompts, PromptVersion
 from serving.gateway.live import Live
 
@@ -93,14 +95,17 @@ def plan(
     prompts: Prompts,
     own: PromptVersion,
     secret: bytes,
+    certified: Collection[str],
 ) -> Plan:
-    """Resolve the block. What the release does not hold is the plan's ``problem``.
+    """Resolve the block. What the release does not hold, and what no gate has judged with its
+    model, is the plan's ``problem``.
 
     Args:
         experiments: the block.
         prompts: every version that the release holds.
         own: the version that the release names.
         secret: the same for all workers; the first 64 bytes count.
+        certified: SHA-256 of the prompt texts that passed with the release's model; ``own`` did.
     """
     if not experiments:
         return Plan(own)
@@ -112,11 +117,16 @@ def plan(
     weights: dict[str, float] = {}
     for name, weight in experiments.get(own.name, {}).items():
         try:
-            version = prompts.get(own.name, name).version
+            found = prompts.get(own.name, name)
         except RatchetError as error:
             wrong.append(f"prompts.{own.name}.{name}: {error.what} ({error.next})")
             continue
-        weights[version] = weights.get(version, 0.0) + weight
+        if found.sha256 not in {own.sha256, *certified}:
+            wrong.append(
+                f"prompts.{own.name}.{name}: {found.version} has not passed the gate with this "
+                "release's model (ratchet release certified)"
+            )
+        weights[found.version] = weights.get(found.version, 0.0) + weight
     if wrong:
         return Plan(own, problem="; ".join(wrong))
     used = {version: weight for version, weight in sorted(weights.items()) if weight > 0}
@@ -141,20 +151,24 @@ class PromptChooser:
 
     Args:
         secret: keys the assignment.
+        settings: where the certified pairs are.
     """
 
-    def __init__(self, secret: bytes) -> None:
-        self._secret = secret
-        self._known: tuple[object, object, Plan] | None = None
+    def __init__(self, secret: bytes, settings: Settings) -> None:
+        self._secret, self._settings = secret, settings
+        self._known: list[tuple[object, object, object, Plan]] = []  # newest last
         self._thread = ThreadPoolExecutor(1, "render-prompt")
 
     def plan(self, experiments: Mapping[str, Mapping[str, float]], live: Live) -> Plan:
         """The plan for that configuration and release; a new problem is logged once."""
-        known = self._known
-        if known is not None and known[0] is experiments and known[1] is live:
-            return known[2]
-        found = plan(experiments, live.prompts, live.rag.prompt, self._secret)
-        self._known = (experiments, live, found)
+        stamp = self._stamp() if experiments else None
+        for known in self._known:
+            if known[0] is experiments and known[1] is live and known[2] == stamp:
+                return known[3]
+        model = pair_of(live.installed.release)["model"]
+        passed = certified(self._settings, model) if experiments else frozenset[str]()
+        found = plan(experiments, live.prompts, live.rag.prompt, self._secret, passed)
+        self._known = [*self._known[-1:], (experiments, live, stamp, found)]  # of two live releases
         if found.problem:
             log.error(
                 "the block 'prompts' is not used with release %s, its own prompt %s is: %s",
@@ -163,6 +177,14 @@ class PromptChooser:
         elif found.arms:
             log.info("prompt experiment %s runs with release %s", found.experiment, live.release)
         return found
+
+    def _stamp(self) -> tuple[int, int] | None:
+        """Of the certified pairs: a look of 2 us, so that a new pair needs no restart."""
+        try:
+            stat = path(self._settings).stat()
+        except OSError:
+            return None
+        return stat.st_ino, stat.st_mtime_ns
 
     async def render(
         self, prompt: PromptVersion, question: str, passages: Sequence[Passage]

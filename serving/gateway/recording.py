@@ -62,10 +62,10 @@ class Recording:
 
     def ended(self, exchange: Exchange) -> None:
         """A request has ended, however it did. Event loop; nothing here waits."""
-        record = exchange.finish(self._metrics, self._salt)
-        self._recorder.count(exchange, exchange.trace, record.latency_ms / 1000)
+        row = exchange.finish(self._metrics, self._salt)
+        self._recorder.count(exchange, exchange.trace, row["latency_ms"] / 1000)
         self._tracer.finish(exchange.trace, exchange)
         self.audit.ended(exchange)
-        self.request_log.offer(record)
-        if record.tenant:
-            self.noted(record.response_id, record.tenant)
+        self.request_log.offer(row)
+        if row["tenant"]:
+            self.noted(exchange.response_id, row["tenant"])

@@ -6,12 +6,15 @@ import contextlib
 import json
 from typing import Any
 
-from starlette.types import Send
+from starlette.types import Scope, Send
 
 from serving.gateway.body import Disconnected
 from serving.gateway.envelope import ApiError
 from serving.gateway.exchange import Exchange
+from serving.gateway.http_cycle import connection
 from serving.gateway.waiting import within
+
+_JSON = (b"content-type", b"application/json")
 
 
 class Reply:
@@ -19,12 +22,13 @@ class Reply:
 
     Args:
         exchange: whose ids go into the headers.
-        send: ASGI.
+        scope, send: ASGI.
         write_seconds: for one piece; a client that does not take it is given up.
     """
 
-    def __init__(self, exchange: Exchange, send: Send, write_seconds: float) -> None:
+    def __init__(self, exchange: Exchange, scope: Scope, send: Send, write_seconds: float) -> None:
         self._exchange, self._send, self._seconds = exchange, send, write_seconds
+        self._offered = connection(scope)
         self.started = self.ended = False
 
     async def frame(self, data: bytes) -> None:
@@ -32,6 +36,8 @@ class Reply:
         if not self.started:
             kind = b"text/event-stream; charset=utf-8"
             await self._start(200, kind, (b"cache-control", b"no-cache"))
+        if data and self._offered is not None and self._offered.write(data):
+            return
         await self._put({"type": "http.response.body", "body": data, "more_body": True})
 
     def is_over(self) -> bool:
@@ -63,8 +69,13 @@ class Reply:
             await self._whole(error.status, error.body(self._exchange.response_id), headers)
 
     async def _whole(self, status: int, data: bytes, headers: list[tuple[bytes, bytes]]) -> None:
-        length = (b"content-length", str(len(data)).encode())
-        await self._start(status, b"application/json", length, *headers)
+        length = (b"content-length", b"%d" % len(data))
+        if self._offered is not None:
+            all_headers = [_JSON, length, *headers, *self._exchange.headers()]
+            if self._offered.answer(status, all_headers, data):
+                self.started = self.ended = True
+                return
+        await self._start(status, _JSON[1], length, *headers)
         self.ended = True
         await self._put({"type": "http.response.body", "body": data, "more_body": False})
 

@@ -172,8 +172,12 @@ class Scanner:
             or b"\r" in block
         ):
             flat = self._flattened(block)
-        if _MARKS.search(flat) is not None:
-            block, flat = self._marked(block)
+        mark = None if _unmarked(flat) else _MARKS.search(flat)
+        if mark is not None:
+            if flat is block and b"data:\n" not in block and b"data: \n" not in block:
+                block = flat = self._marked_lines(block, mark)
+            else:
+                block, flat = self._marked(block)
         else:
             self.events += flat.count(b"\n\n")
         pieces = _TEXT.findall(flat)
@@ -202,6 +206,29 @@ class Scanner:
             if data:
                 found.append(b"data: " + data + b"\n\n")
         return b"".join(found)
+
+    def _marked_lines(self, block: bytes, mark: re.Match[bytes] | None) -> bytes:
+        """What :meth:`_marked` does, for events of one ``data`` line each and none without data:
+        only those with a mark are looked at, ``mark`` first. A whole answer often comes in one
+        read."""
+        kept, start, at = [], 0, 0
+        while mark is not None:
+            before = block.rfind(b"\n\n", at, mark.start())
+            begin = at if before < 0 else before + 2
+            at = block.find(b"\n\n", mark.start()) + 2
+            data = block[begin + 5 : at - 2].removeprefix(b" ")
+            if _MARKS.search(b"data: " + data + b"\n\n") is not None and not self._read(data):
+                kept.append(block[start:begin])
+                start = at
+                if self.error is not None:
+                    break
+                self.events += 1
+            mark = _MARKS.search(block, at)
+        else:
+            kept.append(block[start:])
+        out = b"".join(kept)
+        self.events += out.count(b"\n\n")
+        return out
 
     def _marked(self, block: bytes) -> tuple[bytes, bytes]:
         """Read the events that bear a mark. Gives the block and its flat form without what must
@@ -245,6 +272,17 @@ class Scanner:
             self.usage = value["usage"]
             return not (self.hide_usage and choices == [])
         return True
+
+
+def _unmarked(flat: bytes) -> bool:
+    """Whether it is certain that no event bears a mark, at a tenth of what the search costs: most
+    events say ``"finish_reason":null``."""
+    return (
+        b'"error"' not in flat
+        and b"[DONE]" not in flat
+        and flat.count(b'"finish_reason"') == flat.count(b'"finish_reason":null')
+        and flat.count(b'"usage"') == flat.count(b'"usage":null')
+    )
 
 
 def _end(data: bytes | bytearray, start: int) -> int:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from serving.gateway.auth import Authenticator, Principal
 from serving.gateway.cache.response_cache import ResponseCache
 from serving.gateway.cache.scope import target_of
 from serving.gateway.config import GatewayConfig, Price
-from serving.gateway.engine import EngineClient
 from serving.gateway.guards.run import Guards
 from serving.gateway.limits import Limiter
 from serving.gateway.limits.tokens import TokenCounter, Tokenizers
@@ -19,6 +19,9 @@ from serving.gateway.prompt_choice import PromptChooser
 from serving.gateway.recording import Recording
 from serving.gateway.retrieval import Retriever
 from serving.gateway.routing.router import Router
+
+if TYPE_CHECKING:  # it copies whole requests, and so needs what needs the services
+    from serving.gateway.shadow import Shadow
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,6 @@ class Services:
     """The parts that live as long as the process, and ``now``, which a reload replaces."""
 
     live: LiveRelease
-    engine: EngineClient
     router: Router
     retriever: Retriever
     prompts: PromptChooser
@@ -57,6 +59,7 @@ class Services:
     tokenizers: Tokenizers
     cache: ResponseCache
     recording: Recording
+    shadow: Shadow
     metrics: Metrics
     now: Configured
     salt: bytes  # secret, the same for all workers: keys hashes of what clients name

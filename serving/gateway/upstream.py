@@ -4,33 +4,29 @@ Everything that can go wrong becomes an ``UpstreamError``: a stable code for the
 router what it means (``outcome``): whether the breaker counts it and whether another candidate may
 do better. The caller hands in bytes and gets bytes; nothing is parsed that need not be.
 
-aiohttp's defaults are changed where they break this: no total timeout of 300 s; deadlines of our
-own for connecting, for the first byte and between bytes; a pool without the limit of 100; and
-keep-alive under vLLM's 5 s, so that a request does not go into a connection that is being closed.
+Every wait has its deadline: for connecting, for the first byte and between bytes, and none is a
+timer of its own; see ``http_client``.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import io
 import re
-import time
 from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
-import aiohttp
 import orjson
-from pydantic import BaseModel, ConfigDict, PositiveFloat
 from yarl import URL
 
-from serving.gateway.api_request import PATHS, Kind
+from serving.gateway.api_request import Kind
+from serving.gateway.endpoint import Endpoint, origin_of, request_line
 from serving.gateway.envelope import ApiError
+from serving.gateway.http_client import Client
+from serving.gateway.http_connection import Answer, BrokenError, ConnectError, NoHttpError
 from serving.gateway.scan import Scanner
 from serving.gateway.sse import MalformedStream
 from serving.gateway.upstream_errors import (
-    Dialect,
     Outcome,
     UpstreamError,
     in_stream_error,
@@ -49,40 +45,6 @@ _ERROR = re.compile(rb'"error"\s*:\s*(?!null|\s)')
 _USAGE = re.compile(rb'"usage"\s*:\s*(\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\})')
 
 
-class Timeouts(BaseModel):
-    """Seconds."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    connect: PositiveFloat = 2.0  # TCP and TLS
-    first_byte: PositiveFloat = 120.0  # the engine's queue and its prefill
-    stall: PositiveFloat = 30.0  # between two reads
-    unstreamed: PositiveFloat = 600.0  # an answer in one piece, which shows nothing before its end
-    whole: PositiveFloat = 1800.0  # a stream, dripping ones included
-
-
-@dataclass(frozen=True)
-class Endpoint:
-    """One replica of one model: what a call needs to know. ``url`` is without ``/v1``."""
-
-    provider: str  # a label: bounded by the configuration
-    url: str
-    model: str  # the upstream's name for it
-    dialect: Dialect = "openai"
-    api_key: str = field(default="", repr=False)
-    timeouts: Timeouts = field(default_factory=Timeouts)
-    # Made once: yarl and attrs cost more than the rest of a call.
-    urls: dict[Kind, URL] = field(default_factory=dict, init=False, repr=False, compare=False)
-    http_timeout: Any = field(default=None, init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        base = self.url.rstrip("/")
-        self.urls.update({kind: URL(base + path) for kind, path in PATHS.items()})
-        # `connect` would arm a timer for each request; name look-ups fall under `first_byte`.
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=self.timeouts.connect)
-        object.__setattr__(self, "http_timeout", timeout)
-
-
 def _nothing(outcome: Outcome) -> None:
     """Nobody wants to know."""
 
@@ -96,26 +58,27 @@ class UpstreamResponse:
         on_end: told the outcome, once.
     """
 
-    def __init__(self, endpoint: Endpoint, response: Any, scan: Scanner) -> None:
+    def __init__(
+        self, endpoint: Endpoint, response: Answer, scan: Scanner, first_byte_until: float
+    ) -> None:
         self.endpoint, self.scan = endpoint, scan
         self.body = b""
-        self.attempts = 1
         self.tier = ""  # what the router took the request for
         self.price: str | None = None  # of the candidate, in the price table
         self.on_end: Callable[[Outcome], None] = _nothing
         self._response = response
         self._first = b""
-        self._loop = asyncio.get_running_loop()
-        self._ends = self._loop.time() + endpoint.timeouts.whole
-        self._waits_since = 0.0  # 0: nobody is reading
-        self._late = ""
-        self._timer: asyncio.TimerHandle | None = None
+        self._time = asyncio.get_running_loop().time
+        self._ends = self._time() + endpoint.timeouts.whole
+        self._begins = first_byte_until  # 0.0: it has begun
         self._open = True
 
     async def __aenter__(self) -> UpstreamResponse:
         return self
 
-    async def __aexit__(self, *exc: object) -> None:
+    async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, UpstreamError):  # whoever reads the events found that they are none
+            self.failed(error)
         self.close()
 
     @property
@@ -136,8 +99,7 @@ class UpstreamResponse:
         Raises UpstreamError: disconnected, timeout, malformed, or what an error event says. Then
         nothing of that event was given out, and a client's stream can be ended by an event of ours.
         """
-        if self._open:
-            self._watch()
+        self._begins = 0.0
         try:
             error: UpstreamError | None = None
             if self._first:
@@ -189,8 +151,6 @@ class UpstreamResponse:
     def _end(self, outcome: Outcome) -> None:
         if self._open:
             self._open = False
-            if self._timer is not None:
-                self._timer.cancel()
             self._response.close()  # a body that was read to its end has given its connection back
             self.on_end(outcome)
 
@@ -210,7 +170,6 @@ class UpstreamResponse:
     async def collect(self) -> None:
         """Read the whole body."""
         pieces, size = [], 0
-        self._watch()
         while data := await self._read():
             pieces.append(data)
             size += len(data)
@@ -239,57 +198,47 @@ class UpstreamResponse:
 
     async def _read(self) -> bytes:
         """What is there, at once; else wait. b"" at the end."""
-        self._waits_since = self._loop.time()
+        now, timeouts = self._time(), self.endpoint.timeouts
+        if now >= self._ends:
+            raise self._late(now)
+        until = min(now + timeouts.stall, self._ends)
         try:
-            data: bytes = await self._response.content.readany()
-        except (aiohttp.ClientError, OSError):
-            if self._late:
-                raise UpstreamError("timeout", self._late) from None
+            return await self._response.read(min(until, self._begins) if self._begins else until)
+        except TimeoutError:
+            raise self._late(self._time()) from None
+        except NoHttpError as error:
+            raise UpstreamError("malformed", f"The engine does not speak HTTP: {error}.") from None
+        except BrokenError:
             raise UpstreamError("disconnected", "The connection to the engine broke.") from None
-        self._waits_since = 0.0
-        return data
 
-    def _watch(self) -> None:
-        """One timer for the stream, set anew when it fires: nothing to do per read."""
-        now, stall = self._loop.time(), self.endpoint.timeouts.stall
-        silent = now - self._waits_since if self._waits_since else 0.0
-        if silent >= stall:
-            self._late = f"The engine fell silent for {stall:g} s."
-        elif now >= self._ends:
-            self._late = f"The engine did not end within {self.endpoint.timeouts.whole:g} s."
-        else:
-            self._timer = self._loop.call_at(min(now - silent + stall, self._ends), self._watch)
-            return
-        self._response.close()
+    def _late(self, now: float) -> Exception:
+        """Which deadline that was; before the first byte it is the caller's."""
+        timeouts = self.endpoint.timeouts
+        if self._begins and now >= self._begins:
+            return TimeoutError()
+        if now >= self._ends:
+            return UpstreamError("timeout", f"The engine did not end within {timeouts.whole:g} s.")
+        return UpstreamError("timeout", f"The engine fell silent for {timeouts.stall:g} s.")
 
     async def _to_end(self) -> None:
         """Read the end of the body, so that the connection goes back into the pool."""
-        if self._response.content.at_eof():
-            return
-        with contextlib.suppress(TimeoutError, aiohttp.ClientError, OSError):
-            async with asyncio.timeout(0.2):
-                while await self._response.content.readany():
-                    pass
+        response, until = self._response, self._time() + 0.2
+        with contextlib.suppress(OSError, NoHttpError):  # TimeoutError is one
+            while not response.complete and await response.read(until):
+                pass
 
 
 class UpstreamClient:
     """Speaks to every upstream. Use as ``async with``."""
 
     def __init__(self) -> None:
-        self._session: Any = None
+        self.http = Client()
 
     async def __aenter__(self) -> UpstreamClient:
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=3.0),
-            timeout=aiohttp.ClientTimeout(total=None),
-            headers={"content-type": "application/json", "accept-encoding": "identity"},
-            trust_env=False,
-            cookie_jar=aiohttp.DummyCookieJar(),
-        )
         return self
 
     async def __aexit__(self, *exc: object) -> None:
-        await self._session.close()
+        self.http.close()
 
     async def open(
         self,
@@ -314,21 +263,22 @@ class UpstreamClient:
         """
         timeouts = endpoint.timeouts
         patience = timeouts.first_byte if stream or kind == "embeddings" else timeouts.unstreamed
+        until = asyncio.get_running_loop().time() + patience
+        head = endpoint.heads[kind] + outgoing(headers, len(data))
         response = None
         try:
-            async with asyncio.timeout(patience):
-                raw = await self._head(endpoint, kind, data, outgoing(headers, endpoint.api_key))
-                scan = Scanner(hide_usage=hide_usage, want_text=want_text)
-                response = UpstreamResponse(endpoint, raw, scan)
-                if raw.status != 200:
-                    raise await refusal(raw, endpoint.dialect)
-                if not stream:
-                    await response.collect()
-                elif raw.content_type == "text/event-stream":
-                    await response.begin()
-                else:
-                    await response.collect()  # some say their errors so
-                    raise UpstreamError("malformed", "The engine's answer is no event stream.")
+            raw = await self._head(endpoint, head, data, until)
+            scan = Scanner(hide_usage=hide_usage, want_text=want_text)
+            response = UpstreamResponse(endpoint, raw, scan, until)
+            if raw.status != 200:
+                raise await refusal(raw, endpoint.dialect, until)
+            if not stream:
+                await response.collect()
+            elif is_event_stream(raw):
+                await response.begin()
+            else:
+                await response.collect()  # some say their errors so
+                raise UpstreamError("malformed", "The engine's answer is no event stream.")
         except BaseException as error:
             if response is not None:
                 response.close()
@@ -339,39 +289,40 @@ class UpstreamClient:
         return response
 
     async def get(self, url: str, seconds: float, limit: int = 4 << 20) -> bytes | None:
-        """The body of a GET that answers 200 within ``seconds``; None otherwise."""
-        timeout = aiohttp.ClientTimeout(total=seconds)
+        """The body of a GET that answers 200 within ``seconds``, its first ``limit`` bytes; None
+        otherwise."""
+        parsed = URL(url)
+        until = asyncio.get_running_loop().time() + seconds
+        head, body = request_line("GET", parsed) + b"\r\n", bytearray()
         try:
-            async with self._session.get(url, timeout=timeout, allow_redirects=False) as response:
-                return bytes(await response.content.read(limit)) if response.status == 200 else None
-        except (aiohttp.ClientError, OSError, TimeoutError):
-            return None
-
-    async def _head(
-        self, endpoint: Endpoint, kind: Kind, data: bytes, headers: dict[str, str]
-    ) -> Any:
-        """The response with its head read; sent again once when a pooled connection turns out to
-        be closed."""
-        began = time.monotonic()
-        for attempt in (1, 2):
+            answer = await self.http.ask(origin_of(parsed), head, connect=seconds, until=until)
             try:
-                return await self._session.post(
-                    endpoint.urls[kind],
-                    data=data if len(data) <= 1 << 20 else io.BytesIO(data),
-                    headers=headers,
-                    timeout=endpoint.http_timeout,
-                    allow_redirects=False,
+                while len(body) < limit and (data := await answer.read(until)):
+                    body += data
+            finally:
+                answer.close()
+        except (OSError, NoHttpError):
+            return None
+        return bytes(body[:limit]) if answer.status == 200 else None
+
+    async def _head(self, endpoint: Endpoint, head: bytes, data: bytes, until: float) -> Answer:
+        """The answer with its head read; asked again once, on a new connection, when a kept one
+        turns out to be closed."""
+        time = asyncio.get_running_loop().time
+        began, connect = time(), endpoint.timeouts.connect
+        for again in (False, True):
+            try:
+                return await self.http.ask(
+                    endpoint.origin, head, data, connect=connect, until=until, fresh=again
                 )
-            except aiohttp.ServerTimeoutError:
-                raise _unreachable("no connection in time") from None
-            except aiohttp.ClientConnectorError as error:
-                raise _unreachable(error.os_error.strerror or "no connection") from None
-            except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError, ConnectionError):
-                if attempt == 2 or time.monotonic() - began > STALE_SECONDS:
+            except ConnectError as error:
+                raise _unreachable(str(error)) from None
+            except BrokenError as error:
+                if again or not error.stale or time() - began > STALE_SECONDS:
                     raise _unreachable("it closed the connection") from None
-            except aiohttp.ClientError as error:
-                what = type(error).__name__
-                raise UpstreamError("error", f"The engine does not speak HTTP: {what}") from None
+            except NoHttpError as error:
+                what = f"The engine does not speak HTTP: {error}."
+                raise UpstreamError("error", what) from None
         raise AssertionError("unreachable")
 
 
@@ -379,9 +330,16 @@ def _unreachable(detail: str) -> UpstreamError:
     return UpstreamError("unreachable", f"The engine cannot be reached: {detail}.")
 
 
-def outgoing(headers: Mapping[str, str], api_key: str) -> dict[str, str]:
-    """The headers of the request to an upstream."""
-    found = {name: headers[name] for name in (*FORWARDED, "x-request-id") if name in headers}
-    if api_key:
-        found["authorization"] = f"Bearer {api_key}"
-    return found
+def is_event_stream(answer: Answer) -> bool:
+    kind = answer.header(b"content-type")
+    return kind.split(";", 1)[0].strip().lower() == "text/event-stream"
+
+
+def outgoing(headers: Mapping[str, str], length: int) -> bytes:
+    """What the head of a request to an upstream ends with."""
+    lines = f"content-length: {length}\r\n"
+    for name in (*FORWARDED, "x-request-id"):
+        value = headers.get(name)
+        if value is not None:
+            lines += f"{name}: {value}\r\n"
+    return lines.encode("latin-1") + b"\r\n"

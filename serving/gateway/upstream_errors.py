@@ -12,10 +12,10 @@ import time
 from email.utils import parsedate_to_datetime
 from typing import Any, Literal
 
-import aiohttp
 import orjson
 
 from serving.gateway.envelope import ApiError
+from serving.gateway.http_connection import Answer, BrokenError, NoHttpError
 
 Dialect = Literal["vllm", "openai"]
 #: What an attempt came to. A label of metrics.
@@ -28,7 +28,8 @@ Outcome = Literal[
 ]  # fmt: skip
 #: What the circuit breaker counts. A 4xx never does, and a full queue never does.
 FAILURES = frozenset({"unreachable", "timeout", "error", "disconnected", "malformed"})
-_CODES = {
+#: What a client is told, by what the attempt came to.
+CODES: dict[Outcome, str] = {
     "unreachable": "engine_unreachable",
     "timeout": "engine_timeout",
     "error": "engine_error",
@@ -60,7 +61,7 @@ class UpstreamError(ApiError):
         retry_after: float | None = None,
     ) -> None:
         headers = {} if retry_after is None else {"retry-after": str(math.ceil(retry_after))}
-        super().__init__(code or _CODES[outcome], message, param, headers)
+        super().__init__(code or CODES[outcome], message, param, headers)
         self.outcome, self.retry_after = outcome, retry_after
 
     @property
@@ -74,10 +75,11 @@ class UpstreamError(ApiError):
         return self.outcome != "refused"
 
 
-async def refusal(response: Any, dialect: Dialect) -> UpstreamError:
-    """What a status other than 200 means. A client reads the engine's words on its own faults."""
-    message, envelope = await _message(response)
-    status, wait = response.status, retry_after(response.headers.get("retry-after", ""))
+async def refusal(response: Answer, dialect: Dialect, until: float) -> UpstreamError:
+    """What a status other than 200 means. A client reads the engine's words on its own faults.
+    Raises TimeoutError when they are not here at ``until``, by the loop's clock."""
+    message, envelope = await _message(response, until)
+    status, wait = response.status, retry_after(response.header(b"retry-after"))
     if status == 429:
         return UpstreamError("saturated", "The engine takes no more now.", retry_after=wait)
     if status == 503 and (wait is not None or (envelope and dialect == "vllm")):
@@ -96,11 +98,11 @@ async def refusal(response: Any, dialect: Dialect) -> UpstreamError:
     return UpstreamError("error", f"The engine answered {status}.")
 
 
-async def _message(response: Any) -> tuple[str, bool]:
+async def _message(response: Answer, until: float) -> tuple[str, bool]:
     """What a refusal says, and whether it says it in the OpenAI envelope."""
-    with contextlib.suppress(aiohttp.ClientError, OSError):
+    with contextlib.suppress(BrokenError, NoHttpError):
         raw = bytearray()
-        while len(raw) < MAX_REFUSAL and (piece := await response.content.readany()):
+        while len(raw) < MAX_REFUSAL and (piece := await response.read(until)):
             raw += piece
         with contextlib.suppress(orjson.JSONDecodeError):
             value = orjson.loads(raw)

@@ -60,3 +60,22 @@ def test_recall_below_the_floor_or_missing_fails(root: Path) -> None:
 def test_a_missing_report_says_what_to_do(root: Path) -> None:
     with pytest.raises(dg.Failure, match="materialize the asset"):
         checks.quality_suite()
+
+
+@pytest.mark.parametrize("word", ["PASS", "FAIL", "UNDECIDED", "INVALID"])
+def test_only_a_pass_of_the_gate_passes_and_its_families_stand_beside_it(
+    root: Path, word: str
+) -> None:
+    verdict = {
+        "verdict": word,
+        "families": {"quality": word, "safety": "PASS"},
+        "looks": [{}, {}],
+        "policy_sha256": "9" * 64,
+        "reasons": ["one", "note: two"],
+    }
+    write(root, "data/gate/verdict.json", verdict)
+    result = checks.gate_verdict()
+    assert result.passed == (word == "PASS")
+    assert result.metadata["family quality"].value == word
+    assert result.metadata["report"].value == "/reports/gate/report.html"
+    assert result.metadata["looks"].value == 2

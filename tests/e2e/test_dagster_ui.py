@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ import yaml
 
 from pipelines import up
 from pipelines.instance import prepare_home
+from tests.browser import need_browser, open_page
 from tests.e2e.workspace import SMALL, Workspace, make_workspace
 
 if TYPE_CHECKING:
@@ -23,20 +23,11 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
-CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
-FLAGS = [
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
-    "--disable-background-networking", "--disable-component-update",
-]  # fmt: skip
-
 
 @pytest.fixture(scope="module")
 def ui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
     """Webserver and daemon, as `ratchet up` starts them, over a checkout with nothing made yet."""
-    if CHROMIUM is None:
-        pytest.skip("no Chromium on this machine; install the package chromium")
+    need_browser()
     workspace = make_workspace(tmp_path_factory.mktemp("ui") / "a checkout", SMALL)
     before = os.environ.get("DAGSTER_HOME")
     prepare_home(workspace.settings)
@@ -68,15 +59,8 @@ def home(ui: Workspace) -> str:
 @pytest.fixture
 def page(ui: Workspace) -> Iterator[Page]:
     """A page of a browser of its own."""
-    from playwright.sync_api import expect, sync_playwright
-
-    expect.set_options(timeout=60_000)
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        page = browser.new_page(viewport={"width": 1800, "height": 1100})
-        page.set_default_timeout(60_000)
+    with open_page() as page:
         yield page
-        browser.close()
 
 
 def until(page: Page, true: Callable[[], Any], what: str, seconds: float = 180) -> None:

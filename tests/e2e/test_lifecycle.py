@@ -7,13 +7,17 @@ import time
 import urllib.request
 from collections.abc import Callable
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from contracts.digests import path_md5
 from contracts.records import REFUSAL, Release
+from contracts.settings import ROOT
 from pipelines import trace
+from resources.judging.calibration import calibrate, read_labels, uncalibrated
+from resources.judging.judge import Endpoint, judged
 from resources.tracking import Tracking, pending
 from tests.e2e.workspace import Workspace
 
@@ -145,6 +149,23 @@ def test_a_day_is_evaluated(lifecycle: Workspace, gateway: str) -> None:
     assert json.loads((folder / "online_eval.json").read_text())
     # A handful of requests proves nothing, and the verdict says so.
     assert json.loads((folder / "drift.json").read_text())["verdict"] == "no_verdict"
+
+
+def test_a_model_that_cannot_judge_is_found_out(lifecycle: Workspace, tmp_path: Path) -> None:
+    """The release's own engine as judge, its answers held to the schema: nano writes what was asked
+    for, or goes on until it is cut off, and agrees with people no more than chance does."""
+    channel = json.loads((lifecycle.settings.channels_dir / "stable.json").read_text())
+    recording = (ROOT / "tests/resources/judge_recording.jsonl").read_text().splitlines()[:8]
+    labels = tmp_path / "labels.jsonl"
+    fields = ("question", "first", "second", "better")
+    rows = [{name: json.loads(line)[name] for name in fields} for line in recording]
+    labels.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    known = read_labels(labels)
+    endpoint = Endpoint(channel["engine_url"], channel["model"], deadline=300)
+    (made,) = judged(endpoint, tmp_path, lambda judge: calibrate(judge, known))
+    assert made.n == 8 and set(made.invalid) <= {"cut_off"}  # the engine enforces the schema
+    assert made.served in ([], [channel["model"]])
+    assert "is not shown to reach" in (uncalibrated(made, 0.4) or "")
 
 
 def test_status_shows_what_serves(lifecycle: Workspace, gateway: str) -> None:

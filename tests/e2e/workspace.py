@@ -34,10 +34,16 @@ SMALL: dict[str, dict[str, Any]] = {
     },
     "quality": {"min_documents": 20},
     "adapter": {"steps": 8},
-    "examples": {"train": 120},
+    "examples": {"train": 120, "reserve": 20},
     "profile": {"prompts": 6, "concurrency": 3, "max_tokens": 16},
-    # Eight steps make no good adapter; what the gate's floors do is tests/stages/test_gate.py's.
-    "gate": {"floors": [{"metric": "answer_overlap", "min": 0.01}]},
+}
+#: Eight steps make no good adapter; what the gate's bounds do is tests/stages/test_gate.py's.
+POLICY: dict[str, Any] = {
+    "quality": {
+        "blocking": [{"metric": "answer_overlap", "scale": "graded", "margin": 0.5}],
+        "floors": [{"metric": "answer_overlap", "min": 0.01}],
+    },
+    "safety": {"suites": {suite: {"min": 0.1} for suite in ("injection", "leakage", "refusal")}},
 }
 
 
@@ -47,7 +53,8 @@ class Workspace:
     def __init__(self, root: Path) -> None:
         self.root = root
         ports = {
-            f"RATCHET_{name}_PORT": str(free_port()) for name in ("GATEWAY", "DAGSTER", "MLFLOW")
+            f"RATCHET_{name}_PORT": str(free_port())
+            for name in ("GATEWAY", "PRIVATE", "DAGSTER", "MLFLOW")
         }
         self.variables = ports | {
             "RATCHET_ROOT": str(root),
@@ -87,7 +94,8 @@ class Workspace:
 
 
 def make_workspace(root: Path, changes: dict[str, dict[str, Any]] | None = None) -> Workspace:
-    """Copy the working tree to ``root``, commit it there, apply ``changes`` to params.yaml."""
+    """Copy the working tree to ``root``, apply ``changes`` to params.yaml and, with them, POLICY to
+    the gate's policy; commit it there."""
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT, capture_output=True, text=True, check=True,
@@ -102,6 +110,9 @@ def make_workspace(root: Path, changes: dict[str, dict[str, Any]] | None = None)
     if "dagster" not in params["documents"]["sources"]:  # nor are there questions about it
         (root / "data" / "golden" / "dagster.yaml").unlink()
     (root / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    if changes:
+        policy = root / "data" / "policies" / "gate.yaml"
+        policy.write_text(yaml.safe_dump(yaml.safe_load(policy.read_text()) | POLICY))
     git = ["git", "-c", "user.name=test", "-c", "user.email=test@localhost"]
     for command in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "workspace"]):
         subprocess.run([*git, *command], cwd=root, check=True, capture_output=True)

@@ -74,7 +74,7 @@ def describe() -> dict[str, Any]:
         },
         "sensors": {
             item.name: {
-                "job": item.job_name if item.has_jobs else None,
+                "jobs": sorted(job.name for job in item.jobs) if item.has_jobs else [],
                 "status": item.default_status.value,
             }
             for item in repository.sensor_defs

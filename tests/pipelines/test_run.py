@@ -10,7 +10,7 @@ from pipelines.run import run_job
 @pytest.mark.parametrize(
     ("job", "partition", "told"),
     [
-        ("lifecicle", None, "one of: sources, knowledge, lifecycle, deploy, nightly"),
+        ("lifecicle", None, "one of: sources, knowledge, lifecycle, deploy, try_release, nightly"),
         ("sources", None, "needs a partition"),
         ("sources", "dogs", "one of: docs, dagster"),
         ("nightly", "2025-12-31", "2026-01-01, …"),

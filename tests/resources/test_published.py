@@ -176,13 +176,14 @@ def test_deleted_documents_are_hidden_until_they_come_back(
 ) -> None:
     put(made["a"], settings)
     hidden = Tombstones(settings, made["a"])
-    assert hidden() is None
+    assert hidden() is None and hidden.known_digest() == hidden.digest() == ""
     assert put(made["b"], settings)["tombstones"] == ["docs:2.md"]
+    assert hidden.known_digest() is None and hidden.digest() == hidden.known_digest() != ""
     only = hidden()  # a reader of the older version learns it from the same file
     assert only is not None and only.without_documents == ["docs:2.md"] and hidden() is only
     assert Tombstones(settings, made["b"])() is None  # it holds no such document
     assert put(made["c"], settings)["tombstones"] == ["docs:3.md"]
-    assert hidden() is None
+    assert hidden() is None and hidden.digest() == ""
 
 
 def test_a_rollback_keeps_deleted_text_hidden_unless_told(

@@ -19,7 +19,8 @@ from contracts.errors import InputError
 from contracts.records import RequestRecord
 from contracts.settings import ROOT, Settings
 from resources import requests
-from resources.requests import DayWriter, find, new_response_id, read_day, recover
+from resources.request_writer import DayWriter, recover
+from resources.requests import find, new_response_id, read_day
 from serving.gateway.metrics import Metrics
 from serving.gateway.request_log import RequestLog
 from tests.serving.conftest import until
@@ -40,6 +41,10 @@ def record(n: int, day: str = DAY, **changes: Any) -> RequestRecord:
     return RequestRecord(**values)
 
 
+def row(n: int, day: str = DAY, **changes: Any) -> dict[str, Any]:
+    return record(n, day, **changes).model_dump()
+
+
 def test_the_schema_is_the_records_fields() -> None:
     assert requests.SCHEMA.names == list(RequestRecord.model_fields)
 
@@ -47,7 +52,7 @@ def test_the_schema_is_the_records_fields() -> None:
 def test_a_record_is_readable_at_once_and_after_it_was_rolled(settings: Settings) -> None:
     writer = DayWriter(settings.requests_dir)
     assert read_day(settings, DAY).num_rows == 0
-    writer.append([record(2), record(1)])
+    writer.append([row(2), row(1)])
     assert read_day(settings, DAY)["response_id"].to_pylist() == [
         record(1).response_id, record(2).response_id]  # fmt: skip
     assert find(settings, record(1).response_id) == record(1)
@@ -67,18 +72,18 @@ def test_files_are_rolled_by_idleness_age_count_and_day(settings: Settings) -> N
                       if not p.name.startswith("."))  # fmt: skip
 
     idle = DayWriter(settings.requests_dir, idle_s=0.05)
-    idle.append([record(1)])
+    idle.append([row(1)])
     idle.tend()
     assert files() == []
     until(lambda: (idle.tend(), files())[1] == [DAY])
     old = DayWriter(settings.requests_dir, idle_s=60, age_s=0.0)
-    old.append([record(2)])
+    old.append([row(2)])
     old.tend()
     assert len(files()) == 2
     many = DayWriter(settings.requests_dir, rows=2)
-    many.append([record(n) for n in (3, 4, 5)])
+    many.append([row(n) for n in (3, 4, 5)])
     assert len(files()) == 3
-    many.append([record(6, "2026-11-21")])
+    many.append([row(6, "2026-11-21")])
     assert len(files()) == 4
     many.close()
     assert files() == [DAY] * 4 + ["2026-11-21"]
@@ -88,10 +93,10 @@ def test_files_are_rolled_by_idleness_age_count_and_day(settings: Settings) -> N
 
 def test_a_killed_writer_loses_nothing_that_it_wrote(settings: Settings) -> None:
     code = (
-        "import os, sys; from pathlib import Path; from contracts.records import RequestRecord;"
-        "from resources.requests import DayWriter;"
+        "import json, os, sys; from pathlib import Path;"
+        "from resources.request_writer import DayWriter;"
         "w = DayWriter(Path(sys.argv[1]));"
-        "w.append([RequestRecord.model_validate_json(sys.stdin.readline())]);"
+        "w.append([json.loads(sys.stdin.readline())]);"
         "os.kill(os.getpid(), 9)"
     )
     result = subprocess.run(
@@ -104,7 +109,7 @@ def test_a_killed_writer_loses_nothing_that_it_wrote(settings: Settings) -> None
         stream.write('{"response_id": "torn')  # the line that the kill cut
     assert find(settings, record(1).response_id) == record(1)
     living = DayWriter(settings.requests_dir)
-    living.append([record(2)])
+    living.append([row(2)])
     assert recover(settings.requests_dir) == 1  # the living writer's journal is left alone
     assert not journal.exists()
     assert read_day(settings, DAY).num_rows == 2
@@ -128,7 +133,7 @@ def test_reading_while_it_is_written_and_rolled_sees_each_record_once(settings: 
     reader.start()
     writer = DayWriter(settings.requests_dir, rows=7)
     for n in range(total):
-        writer.append([record(n)])
+        writer.append([row(n)])
     writer.close()
     stop.set()
     reader.join()
@@ -138,7 +143,7 @@ def test_reading_while_it_is_written_and_rolled_sees_each_record_once(settings: 
 
 def test_a_damaged_file_is_named_and_does_not_hide_the_others(settings: Settings) -> None:
     writer = DayWriter(settings.requests_dir)
-    writer.append([record(1)])
+    writer.append([row(1)])
     writer.close()
     (settings.requests_dir / DAY / "000000-1-0.parquet").write_bytes(b"PAR1junk")
     with pytest.raises(InputError, match="cannot be read in full") as error:
@@ -153,17 +158,17 @@ def test_a_full_disk_costs_the_record_and_not_the_file(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     writer = DayWriter(settings.requests_dir)
-    writer.append([record(1)])
+    writer.append([row(1)])
     real = os.write
 
     def half(handle: int, data: bytes) -> int:
         return real(handle, data[: len(data) // 2])
 
-    monkeypatch.setattr("resources.requests.os.write", half)
+    monkeypatch.setattr("resources.request_writer.os.write", half)
     with pytest.raises(OSError, match="No space"):
-        writer.append([record(2)])
+        writer.append([row(2)])
     monkeypatch.undo()
-    writer.append([record(3)])
+    writer.append([row(3)])
     writer.close()
     assert read_day(settings, DAY).num_rows == 2
 
@@ -178,20 +183,37 @@ def test_the_queue_never_blocks_and_counts_what_it_drops(
 
     log = RequestLog(settings.requests_dir, metrics, limit=3)
     begun = time.monotonic()
-    assert [log.offer(record(n)) for n in range(5)] == [True, True, True, False, False]
+    assert [log.offer(row(n)) for n in range(5)] == [True, True, True, False, False]
     assert time.monotonic() - begun < 0.5
     assert value("queue") == 3 and value("dropped_total") == 2
     log.start()
     until(lambda: value("rows_total") == 3)
     full = OSError(28, "No space left on device")
     monkeypatch.setattr(DayWriter, "append", lambda *_: (_ for _ in ()).throw(full))
-    log.offer(record(9))
+    log.offer(row(9))
     until(lambda: value("dropped_total") == 3)
     monkeypatch.undo()
-    log.offer(record(10))  # the disk has room again
+    log.offer(row(10))  # the disk has room again
     until(lambda: value("rows_total") == 4)
     log.close()
     assert read_day(settings, DAY).num_rows == 4
+
+
+def test_a_row_that_cannot_be_written_costs_only_itself(
+    settings: Settings,
+) -> None:
+    metrics = Metrics()
+    log = RequestLog(settings.requests_dir, metrics)
+    for one in (row(1), row(2, "2026-11-21"), row(3) | {"cost": object()}, row(4)):
+        log.offer(one)
+    log.start()
+    log.close()
+    value = metrics.registry.get_sample_value
+    assert value("ratchet_gateway_request_log_rows_total") == 3
+    assert value("ratchet_gateway_request_log_dropped_total") == 1
+    assert read_day(settings, DAY)["response_id"].to_pylist() == [
+        record(1).response_id, record(4).response_id]  # fmt: skip
+    assert read_day(settings, "2026-11-21").num_rows == 1
 
 
 OLD = [
@@ -211,7 +233,7 @@ def test_files_and_journals_from_before_the_newer_columns_stay_readable(
     line = json.dumps({name: rows[1][name] for name in OLD})
     (home / ".120000000000-1-1.jsonl").write_text(line + "\n")
     writer = DayWriter(settings.requests_dir)
-    writer.append([record(3, tenant="acme", cost=0.5, attempts=2, guard="redact")])
+    writer.append([row(3, tenant="acme", cost=0.5, attempts=2, guard="redact")])
     for _ in range(2):
         assert find(settings, record(1).response_id) == record(1)
         assert find(settings, record(2).response_id) == record(2)
@@ -234,9 +256,9 @@ def test_nothing_that_people_must_not_read_reaches_the_log(settings: Settings) -
     log = RequestLog(settings.requests_dir, Metrics())
     log.start()
     long = "The words of somebody. " * 900  # over one slice of the masking
-    log.offer(record(1, question=f"Mail jane.roe@corp-mail.com: {secret}", answer=long + secret))
-    log.offer(record(2, question="Größe?", feature="jane.roe@corp-mail.com"))
-    log.offer(record(3, feature="search-2"))
+    log.offer(row(1, question=f"Mail jane.roe@corp-mail.com: {secret}", answer=long + secret))
+    log.offer(row(2, question="Größe?", feature="jane.roe@corp-mail.com"))
+    log.offer(row(3, feature="search-2"))
     log.close()
     one, two, three = (find(settings, record(n).response_id) for n in (1, 2, 3))
     assert one and two and three
@@ -250,7 +272,7 @@ def test_a_day_as_one_table_with_its_numbers(
 ) -> None:
     writer = DayWriter(settings.requests_dir)
     writer.append([
-        record(1), record(2, refused=True), record(3, error="engine_error", status=502, release=""),
+        row(1), row(2, refused=True), row(3, error="engine_error", status=502, release=""),
     ])  # fmt: skip
     out = tmp_path / "monitoring" / "requests.parquet"
     assert requests.main(["--day", DAY, "--out", str(out)]) == 0

@@ -17,9 +17,10 @@ from mlflow.exceptions import MlflowException
 
 from contracts.digests import path_md5
 from contracts.errors import NotFoundError
-from contracts.records import Member, Release
+from contracts.records import Channel, Member, Release
 from contracts.settings import ROOT, Settings
-from resources import prompts, spool, tracking
+from resources import promotion, prompts, registry, spool, tracking
+from resources.ledger import Ledger
 from resources.prompt_registry import mirror
 
 pytestmark = pytest.mark.slow  # MLflow's import and migrations cost 10 CPU seconds
@@ -87,6 +88,45 @@ def test_an_execution_becomes_a_nested_run_with_dvc_digests(
     assert parent.data.tags["ratchet.kind"] == "pipeline"
 
 
+@pytest.mark.parametrize("error", [None, "The gate says FAIL."])
+def test_the_page_of_a_stage_is_an_artifact_of_its_run(
+    settings: Settings, store: tracking.Tracking, error: str | None
+) -> None:
+    """That of the output which DVC has; of a refused one, what the stage kept."""
+    folder = settings.root / "data" / "gate"
+    kept = settings.state_dir / "refused" / "gate"
+    for place, text in ((folder, "<h1>PASS</h1>"), (kept, "<h1>FAIL</h1>")):
+        place.mkdir(parents=True)
+        (place / "report.html").write_text(text)
+    outs = [{"path": "data/gate", "md5": path_md5(folder)}]
+    lock = {"stages": {"gate": {"cmd": "c", "outs": outs}}}
+    (settings.root / "dvc.lock").write_text(yaml.safe_dump(lock))
+    spool.record(
+        stage="gate", started=1.7e9, seconds=1.0, params={}, metrics={}, paths={}, error=error
+    )
+    assert tracking.flush(settings, store) == (1, 0)
+    (run,) = store.find("tags.`ratchet.stage` = 'gate'")
+    assert run.data.tags["ratchet.report"] == "report.html"
+    page = store.client.download_artifacts(run.info.run_id, "report.html")
+    assert Path(page).read_text() == ("<h1>FAIL</h1>" if error else "<h1>PASS</h1>")
+
+
+def test_the_page_of_another_execution_is_not_logged(
+    settings: Settings, store: tracking.Tracking
+) -> None:
+    (settings.root / "data" / "gate").mkdir(parents=True)
+    (settings.root / "data" / "gate" / "report.html").write_text("of a later run")
+    lock = {"stages": {"gate": {"cmd": "c", "outs": [{"path": "data/gate", "md5": "3" * 32}]}}}
+    (settings.root / "dvc.lock").write_text(yaml.safe_dump(lock))
+    spool.record(
+        stage="gate", started=1.7e9, seconds=1.0, params={}, metrics={}, paths={}, error=None
+    )
+    assert tracking.flush(settings, store) == (1, 0)
+    (run,) = store.find("tags.`ratchet.stage` = 'gate'")
+    assert "ratchet.report" not in run.data.tags
+    assert store.client.list_artifacts(run.info.run_id) == []
+
+
 def test_a_digest_in_mlflow_resolves_to_the_bytes(
     executed: Settings, store: tracking.Tracking
 ) -> None:
@@ -139,24 +179,58 @@ def test_a_running_dvc_is_waited_for(executed: Settings, store: tracking.Trackin
     assert tracking.flush(executed, store) == (1, 0)
 
 
-def test_a_release_is_registered_once_and_aliases_move(
-    settings: Settings, store: tracking.Tracking
-) -> None:
-    from resources.registry import MODEL, register
-
+def registrable(release_id: str) -> Release:
     members = {
         name: Member(path=name, md5="0" * 32, size=1)
         for name in ("bundle", "adapter", "base_model")
     }
-    release = Release(
-        id="a" * 16, members=members, prompt={"name": "answer", "version": "v1"}, model={}, gate={},
-        eval_set="", params={}, git_commit="c",
+    return Release(
+        id=release_id, members=members, model={},
+        prompt={"name": "answer", "version": "v1", "sha256": "0" * 64},
+        gate={"verdict": "PASS", "policy_sha256": "0" * 64}, eval_set="", params={}, git_commit="c",
     )  # fmt: skip
-    assert register(release, settings, "candidate") == "1"
-    assert register(release, settings, "stable") == "1"
-    assert register(release.model_copy(update={"id": "b" * 16}), settings, "candidate") == "2"
-    stable = store.client.get_model_version_by_alias(MODEL, "stable")
-    assert stable.tags["ratchet.release"] == "a" * 16
+
+
+def serve(ledger: Ledger, release_id: str) -> None:
+    last = ledger.last("stable")
+    pointer = Channel(name="stable", release=release_id, engine_url="http://e", model="m")
+    promotion.change(ledger, "promoted", pointer, last)
+
+
+def test_a_release_is_registered_once_and_aliases_follow_the_ledger(
+    settings: Settings, store: tracking.Tracking
+) -> None:
+    ledger = Ledger.open(settings)
+    one, two, three = (registrable(letter * 16) for letter in "abc")
+
+    def aliases() -> dict[str, str]:
+        names = ("candidate", "stable")
+        found = ((name, registry._release_at(name, store.client)) for name in names)
+        return {name: release for name, release in found if release}
+
+    assert registry.register(one, settings) == registry.register(one, settings) == "1"
+    assert registry.follow(settings, ledger) == [] and aliases() == {}  # never before the row
+    promotion.record_verdict(ledger, one)
+    assert registry.follow(settings, ledger) == [f"MLflow's alias candidate: none -> {one.id}"]
+    serve(ledger, one.id)
+    registry.follow(settings, ledger)
+    assert registry.register(two, settings) == "2"
+    assert aliases() == {"candidate": one.id, "stable": one.id}
+    promotion.record_verdict(ledger, two, newest=True)
+    assert len(registry.follow(settings, ledger)) == 1
+    assert aliases() == {"candidate": two.id, "stable": one.id}
+    promotion.record_verdict(ledger, one)  # promoted again: the candidate stays
+    assert registry.follow(settings, ledger) == []
+    promotion.record_verdict(ledger, one, newest=True)  # built again: it is the candidate
+    registry.follow(settings, ledger)
+    assert aliases() == {"candidate": one.id, "stable": one.id}
+
+    store.client.set_registered_model_alias(registry.MODEL, "stable", "2")  # by hand
+    assert registry.follow(settings, ledger) == [f"MLflow's alias stable: {two.id} -> {one.id}"]
+    assert registry.follow(settings, ledger) == [] and aliases()["stable"] == one.id
+    serve(ledger, three.id)  # which is neither registered nor installed here
+    (said,) = registry.follow(settings, ledger)
+    assert "is removed: the ledger says cccc" in said and aliases() == {"candidate": one.id}
 
 
 TEMPLATE = (

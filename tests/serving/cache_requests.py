@@ -110,6 +110,7 @@ async def semantic_cache(
     embedder: Any = None,
     chance: float = 1.0,
     wall: Callable[[], float] | None = None,
+    settings: Settings | None = None,
     **more: Any,
 ) -> AsyncIterator[tuple[ResponseCache, Metrics]]:
     metrics = Metrics()
@@ -117,7 +118,7 @@ async def semantic_cache(
     clock: dict[str, Any] = {"wall": wall} if wall else {}
     tier = SemanticTier(block, embedder or Table(), store, metrics, chance=lambda: chance, **clock)
     whole = config(semantic=block.model_dump())
-    cache = ResponseCache(whole, Settings.from_env({}), metrics, semantic=tier)
+    cache = ResponseCache(whole, settings or Settings.from_env({}), metrics, semantic=tier)
     await cache.start()
     try:
         yield cache, metrics

@@ -16,9 +16,10 @@ import uvicorn
 from contracts.settings import Settings
 from resources import releases
 from serving.gateway.app import Gateway, create_app
+from serving.gateway.cache.config import Cache
 from serving.gateway.config import GatewayConfig, Requests
-from serving.gateway.engine import Deadlines
 from serving.gateway.http_protocol import Protocol
+from serving.gateway.routing.config import Routing
 from tests.serving.factory import build, open_json_live, point
 from tests.serving.fake_engine import FakeEngine
 
@@ -32,12 +33,23 @@ def until(condition: Callable[[], Any], seconds: float = 10.0) -> Any:
     return value
 
 
+def impatient(**more: Any) -> GatewayConfig:
+    """Short waits, a breaker that never opens, no cache: tests of a module share one engine."""
+    routing = {
+        "release_timeouts": {"connect": 2, "first_byte": 3, "stall": 2},
+        "retries": {"base_seconds": 0.001},
+        "breaker": {"failures": 1_000_000},
+    }
+    more.setdefault("requests", Requests(write_seconds=4))
+    more.setdefault("cache", Cache.model_validate({"exact": {"enabled": False}}))
+    return GatewayConfig(routing=Routing.model_validate(routing), **more)
+
+
 class Running:
     """A gateway in a thread. ``client`` speaks to it."""
 
     def __init__(self, settings: Settings, **parts: Any) -> None:
-        parts.setdefault("deadlines", Deadlines(connect=2, first_byte=3, stall=2))
-        parts.setdefault("config", GatewayConfig(requests=Requests(write_seconds=4)))
+        parts.setdefault("config", impatient())
         parts.setdefault("open_live", open_json_live(settings))
         parts.setdefault("health_every", 0.05)
         self.settings = settings
@@ -107,6 +119,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Running, 
 def engine(shared: tuple[Running, FakeEngine]) -> FakeEngine:
     """The shared gateway's engine; it has not been asked anything yet."""
     shared[1].bodies.clear()
+    shared[1].pause = 0.0
     return shared[1]
 
 

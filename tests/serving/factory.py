@@ -15,9 +15,11 @@ import numpy as np
 
 from contracts.digests import path_md5, path_size
 from contracts.params import Vectors
-from contracts.records import Channel, Chunk, Release
+from contracts.records import Channel, Chunk, Filter, Release
 from contracts.settings import Settings
 from resources import prompts, releases
+from resources.index.manifest import DOCUMENTS
+from resources.published_reader import Tombstones
 from resources.rag import Rag
 from serving.gateway.live import Live
 
@@ -66,6 +68,8 @@ def build(
         (data / folder).mkdir(parents=True, exist_ok=True)
     chunks = [chunk(n, f"Fact {n} of ", mark).model_dump() for n in (1, 2, 3, 4)]
     (data / "index" / "chunks.json").write_text(json.dumps(chunks))
+    documents = sorted(item["doc_id"] for item in chunks)
+    (data / "index" / DOCUMENTS).write_text(json.dumps(documents))
     (data / "chunks.parquet").write_bytes(b"PAR1" + mark.encode())
     (data / "bundle" / "launch.json").write_text(json.dumps(LAUNCH))
     (data / "bundle" / "checkpoint" / "config.json").write_text(json.dumps({"mark": mark}))
@@ -113,9 +117,10 @@ class JsonIndex:
         rows = json.loads((path / "chunks.json").read_text())
         self.chunks = [Chunk.model_validate(row) for row in rows]
 
-    def search(self, vector: Any, k: int, **_: Any) -> list[Hit]:
-        near = float(vector[0])
-        return [Hit(item, near - n / 100) for n, item in enumerate(self.chunks[:k])]
+    def search(self, vector: Any, k: int, *, only: Filter | None = None, **_: Any) -> list[Hit]:
+        near, hidden = float(vector[0]), only.without_documents if only else []
+        found = [item for item in self.chunks if item.doc_id not in hidden]
+        return [Hit(item, near - n / 100) for n, item in enumerate(found[:k])]
 
 
 class LengthEmbedder:
@@ -134,14 +139,16 @@ def open_json_live(settings: Settings) -> Any:
         installed = releases.load(settings, channel.release)
         answers = installed.answers
         Vectors.model_validate(installed.release.params["vectors"])
+        hidden = Tombstones(settings, installed.index)
         rag = Rag(
             JsonIndex(installed.index),
             LengthEmbedder(),
             installed.prompt(),
             top_k=answers.top_k,
             min_score=answers.min_score,
+            only=hidden,
         )
-        return Live(channel, installed, rag, answers.max_tokens, installed.prompts())
+        return Live(channel, installed, rag, answers.max_tokens, installed.prompts(), hidden)
 
     return open_live
 

@@ -7,13 +7,18 @@ real sockets, so that resets, stalls and disconnects are what they are in life.
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import re
+import struct
 import threading
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from aiohttp import web
 
+#: Of the tool that is called when a request has some.
+ARGUMENTS = '{"usage": "{\\"error\\": 1}"}'
 ANSWER = "Fact 1 is größer than ☃. [1] Fact 9 too. [9]"
 
 
@@ -83,12 +88,17 @@ class FakeEngine:
         )
 
     async def _completions(self, request: web.Request) -> web.StreamResponse:
+        if (await request.json()).get("stream"):
+            return await self._chat(request)
         return await self._one_piece(request, {"object": "text_completion",
             "choices": [{"index": 0, "text": self.answer, "finish_reason": "stop"}]})  # fmt: skip
 
     async def _embeddings(self, request: web.Request) -> web.StreamResponse:
+        vector: Any = [0.5, -0.5]
+        if (await request.json()).get("encoding_format") == "base64":
+            vector = base64.b64encode(struct.pack("<2f", *vector)).decode()
         return await self._one_piece(request, {"object": "list",
-            "data": [{"object": "embedding", "index": 0, "embedding": [0.5, -0.5]}]})  # fmt: skip
+            "data": [{"object": "embedding", "index": 0, "embedding": vector}]})  # fmt: skip
 
     async def _one_piece(self, request: web.Request, value: dict[str, Any]) -> web.StreamResponse:
         """An answer that is not streamed, with its faults."""
@@ -117,13 +127,12 @@ class FakeEngine:
 
     async def _chat(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
-        fault = self._fault(body)
         if not body.get("stream"):
             if body.get("max_tokens") != 1:  # else a probe of readiness
                 message: dict[str, Any] = {"role": "assistant", "content": self.answer}
                 if body.get("tools"):
                     name = body["tools"][0]["function"]["name"]
-                    call = {"name": name, "arguments": '{"usage": "{\\"error\\": 1}"}'}
+                    call = {"name": name, "arguments": ARGUMENTS}
                     calls = [{"id": "c1", "type": "function", "function": call}]
                     message = {"role": "assistant", "content": None, "tool_calls": calls}
                 choice = {"index": 0, "message": message, "finish_reason": "stop"}
@@ -135,7 +144,7 @@ class FakeEngine:
         self.headers.append(dict(request.headers))
         self.open += 1
         try:
-            return await self._answer(request, body, fault)
+            return await self._answer(request, body, self._fault(body))
         except (asyncio.CancelledError, ConnectionResetError):
             self.aborted += 1
             raise
@@ -193,6 +202,9 @@ class FakeEngine:
                 "model": self.name}  # fmt: skip
 
         def chunk(delta: dict[str, Any], finish: str | None = None) -> dict[str, Any]:
+            if "prompt" in body:
+                choice = {"index": 0, "text": delta["content"], "finish_reason": finish}
+                return {**head, "object": "text_completion", "choices": [choice]}
             return {
                 **head,
                 "choices": [
@@ -202,6 +214,9 @@ class FakeEngine:
 
         await put(chunk({"role": "assistant", "content": ""}))
         words = re.findall(self.words, self._text(body))
+        if body.get("tools"):
+            words = []
+            await self._call(body, lambda call: put(chunk({"tool_calls": [{"index": 0, **call}]})))
         for number, word in enumerate(words):
             if number == 2 and fault in _MIDDLE:
                 return await _break(fault, request, response, put, error)
@@ -211,7 +226,7 @@ class FakeEngine:
             if fault == "slow" or self.pause:
                 await asyncio.sleep(self.pause or 0.05)
             await put(chunk({"content": word}))
-        await put(chunk({"content": ""}, "stop"))
+        await put(chunk({"content": ""}, "tool_calls" if body.get("tools") else "stop"))
         if fault == "no-usage":
             await put(b"[DONE]")
             return response
@@ -223,9 +238,17 @@ class FakeEngine:
             await put(b"[DONE]")
         return response
 
+    async def _call(self, body: dict[str, Any], put: Callable[[Any], Awaitable[None]]) -> None:
+        """A call of the first tool, its arguments in pieces."""
+        name = body["tools"][0]["function"]["name"]
+        await put({"id": "c1", "type": "function", "function": {"name": name, "arguments": ""}})
+        for start in range(0, len(ARGUMENTS), 5):
+            await put({"function": {"arguments": ARGUMENTS[start : start + 5]}})
+
     def _text(self, body: dict[str, Any]) -> str:
         """The answer; ``{mark}`` is replaced by the mark in the prompt."""
-        found = re.search(r"\((\w+)\)", body["messages"][0]["content"])
+        first = body["messages"][0]["content"] if "messages" in body else ""
+        found = re.search(r"\((\w+)\)", first if isinstance(first, str) else "")
         return self.answer.replace("{mark}", found.group(1) if found else "?")
 
 

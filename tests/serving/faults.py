@@ -29,7 +29,6 @@ from resources import releases
 from resources import requests as request_log
 from resources.keys import KeyStore
 from serving.gateway.config import GatewayConfig
-from serving.gateway.engine import Deadlines
 from serving.gateway.http_protocol import Protocol
 from serving.gateway.limits.account import Account
 from serving.gateway.limits.memory import MemoryLimiter
@@ -74,12 +73,14 @@ def config(urls: list[str], seconds: float = WAIT, **more: Any) -> GatewayConfig
         "routing": {
             "providers": providers,
             "models": models,
+            "release_timeouts": {"connect": 0.3, "first_byte": seconds, "stall": seconds},
             "retries": {"burst": 1000, "base_seconds": 0.001, "max_wait_seconds": 0.5},
             "breaker": {"open_seconds": 0.1},
         },
         "prices": {"nano": {"input": 1.0, "output": 2.0}},
         "requests": {"write_seconds": seconds, "body_seconds": seconds},
         "guards": {"policies": {"guarded": GUARDED}},
+        "cache": {"exact": {"enabled": False}},  # the same question is asked over and over
         **more,
     }
     return GatewayConfig.model_validate(value)
@@ -220,7 +221,6 @@ def begin(
     running = Running(
         settings,
         config=config([engine.url, other.url], seconds, **more),
-        deadlines=Deadlines(connect=0.3, first_byte=seconds, stall=seconds),
         open_live=open_json_live(settings),
         health_every=60,  # its probes would come and go among the counted connections
     )
@@ -294,12 +294,10 @@ class Held:
     def by(cls, world: World) -> Held:
         running = world.running
         services = running.gateway.services
-        sessions = (running.gateway.upstream._session, services.engine._session)
+        http = running.gateway.upstream.http
 
         async def on_the_loop() -> tuple[int, int, int]:
-            idle = sum(len(pool) for s in sessions for pool in s.connector._conns.values())
-            used = sum(len(s.connector._acquired) for s in sessions)
-            return len(asyncio.all_tasks()), idle, used
+            return len(asyncio.all_tasks()), http.idle, http.used
 
         tasks, idle, used = on_loop(running, on_the_loop())
         return cls(

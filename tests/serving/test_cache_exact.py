@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from contracts.settings import Settings
-from serving.gateway.cache import Answer, Flight, Hit, ResponseCache, target_of
+from serving.gateway.cache import Answer, Flight, Hit, Purge, ResponseCache, target_of
 from serving.gateway.cache.answer import refusal
 from serving.gateway.cache.exact import MemoryTier
 from serving.gateway.metrics import Metrics
@@ -232,10 +232,11 @@ async def test_an_entry_ends_and_a_purge_takes_what_it_names() -> None:
                 assert flight.put(answer())
 
     await fill()
-    assert await cache.purge(release="rel-1") == 1
+    assert await cache.forget(Purge(release="rel-1")) == 1
     assert [await there(name) for name in scopes] == [False, True, True]
-    assert await cache.purge(model="small", release="rel-2") == 0
-    assert await cache.purge(model="small") == 1
+    assert await cache.forget(Purge(model="small", release="rel-2")) == 0
+    assert await cache.forget(Purge(tenant="acmf")) == 0
+    assert await cache.forget(Purge(model="small")) == 1
     assert [await there(name) for name in scopes] == [False, True, False]
     await fill()
     clock.now += 9.9
@@ -245,18 +246,27 @@ async def test_an_entry_ends_and_a_purge_takes_what_it_names() -> None:
     assert value(metrics, "evicted_total", reason="expired") == 3
     assert value(metrics, "bytes") == 0
     await fill()
-    assert await cache.purge() == 3
+    assert await cache.forget(Purge(tenant="acme", release="rel-2")) == 1
+    assert await cache.forget(Purge(tenant="acme")) == 2
+    await fill()
+    assert await cache.forget(Purge()) == 3
 
 
 @runs
 async def test_what_is_purged_while_it_is_answered_is_not_kept() -> None:
     cache, metrics = make()
-    for release, kept in (("small@1", False), ("small@2", True)):
+    for what, kept in (
+        (Purge(release="small@1"), False),
+        (Purge(tenant="acme"), False),
+        (Purge(tenant="other"), True),
+        (Purge(release="small@2"), True),
+    ):
+        await cache.forget(Purge())
         flight = await cache.lookup(scope(target="small@1"))
         assert isinstance(flight, Flight)
-        await cache.purge(release=release)
+        await cache.forget(what)
         assert flight.put(answer()) == kept
-    assert value(metrics, "refused_total", reason="purged") == 1
+    assert value(metrics, "refused_total", reason="purged") == 2
 
 
 @runs
@@ -480,4 +490,4 @@ async def test_chaos_ends_with_an_answer_or_an_error_for_everybody() -> None:
                 assert task.result() in (one.tenant, "cut")
         cache._solo.clear()
         assert len(cache._flights) == 0
-        await cache.purge()
+        await cache.forget(Purge())

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import redis
 
 from contracts.settings import Settings
-from serving.gateway.cache import Answer, Flight, Hit, ResponseCache
+from serving.gateway.cache import Answer, Flight, Hit, Purge, ResponseCache
+from serving.gateway.cache.purge import purge
 from serving.gateway.cache.redis import PREFIX, RedisTier
 from serving.gateway.metrics import Metrics
 from tests.servers import Server, redis_server, redis_url  # noqa: F401
@@ -19,14 +22,22 @@ from tests.serving.cache_requests import answer, config, runs, scope, stream_of,
 
 
 @asynccontextmanager
-async def worker(url: str) -> AsyncIterator[tuple[ResponseCache, Metrics]]:
+async def worker(
+    url: str, state: Path | None = None
+) -> AsyncIterator[tuple[ResponseCache, Metrics]]:
     metrics = Metrics()
-    cache = ResponseCache(config(), replace(Settings.from_env({}), redis_url=url), metrics)
+    cache = ResponseCache(config(), at(url, state), metrics)
     await cache.start()
     try:
         yield cache, metrics
     finally:
         await cache.close()
+
+
+def at(url: str, state: Path | None = None) -> Settings:
+    """Settings of a machine with a state folder of its own."""
+    environ = {} if state is None else {"RATCHET_STATE_DIR": str(state)}
+    return replace(Settings.from_env(environ), redis_url=url)
 
 
 async def fill(cache: ResponseCache, *scopes: object) -> None:
@@ -72,29 +83,68 @@ def test_two_workers_share_answers_and_their_end(redis_url: str) -> None:  # noq
 
 
 @runs
-async def _purges(url: str) -> None:
-    tenant = f"t{time.monotonic_ns()}"
+async def _purges(url: str, folder: Path) -> None:
+    """Two workers on two machines, and the command on a third."""
+    name = f"t{time.monotonic_ns()}"
     scopes = [
-        scope(tenant=tenant, target=f"{tenant}-{number}+9", model=f"{tenant}-m")
-        for number in range(2)
+        scope(tenant=f"{name}-{number % 2}", target=f"{name}-{number // 2}+9", model=f"{name}-m")
+        for number in range(4)
     ]
-    async with worker(url) as (first, _), worker(url) as (second, _):
+    here = at(url, folder / "c")
+    async with worker(url, folder / "a") as (first, _), worker(url, folder / "b") as (second, _):
         await fill(first, *scopes)
-        assert [await tier_of(second, one) for one in scopes] == ["redis"] * 2
-        assert await first.purge(release=f"{tenant}-0") == 2  # here and in Redis
-        await until(lambda: len(second.memory) == 1)
-        assert [await tier_of(second, one) for one in scopes] == ["miss", "memory"]
-        assert await second.purge(model=f"{tenant}-m") == 2
-        await until(lambda: len(first.memory) == 0)
-        assert [await tier_of(first, one) for one in scopes] == ["miss"] * 2
+        assert [await tier_of(second, one) for one in scopes] == ["redis"] * 4
+        assert await purge(here, Purge(release=f"{name}-0"), pause=0) == 2
+        await until(lambda: len(first.memory) == len(second.memory) == 2)
+        for cache in (first, second):
+            assert [await tier_of(cache, one) for one in scopes] == ["miss"] * 2 + ["memory"] * 2
+        assert await purge(here, Purge(tenant=f"{name}-1", model=f"{name}-m"), pause=0) == 1
+        await until(lambda: len(first.memory) == len(second.memory) == 1)
+        for cache in (first, second):
+            assert [await tier_of(cache, one) for one in scopes] == ["miss"] * 2 + [
+                "memory",
+                "miss",
+            ]
 
 
 def test_a_purge_reaches_every_worker(
     redis_url: str,  # noqa: F811
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("serving.gateway.cache.redis.PURGE_SECONDS", 0.05)
-    _purges(redis_url)
+    monkeypatch.setattr("serving.gateway.cache.purges.LOOK_SECONDS", 0.05)
+    _purges(redis_url, tmp_path)
+
+
+@runs
+async def _late(url: str, folder: Path) -> None:
+    one = scope(tenant=f"t{time.monotonic_ns()}")
+    here, what = at(url, folder / "c"), Purge(tenant=one.tenant)
+    async with worker(url, folder / "a") as (first, _), worker(url, folder / "b") as (second, _):
+        assert first.redis is not None and second.redis is not None
+        flight = await second.lookup(one)
+        assert isinstance(flight, Flight)
+        purging = asyncio.create_task(purge(here, what, pause=0.5))
+        while not first.purges:
+            await first.redis._look()  # the first hears of it, the second does not
+            await asyncio.sleep(0.005)
+        assert flight.put(answer("from before"))
+        await second.redis.flush()
+        assert await tier_of(first, one) == "redis"  # until the second time
+        assert await purging == 1
+        for cache in (first, second):
+            assert cache.redis is not None
+            await cache.redis._look()
+            assert await tier_of(cache, one) == "miss"
+
+
+def test_what_a_worker_wrote_before_it_heard_goes_as_well(
+    redis_url: str,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("serving.gateway.cache.purges.LOOK_SECONDS", 3600)
+    _late(redis_url, tmp_path)
 
 
 @runs
@@ -122,7 +172,8 @@ async def _outage(server: Server) -> None:
         await until(lambda: first.redis is not None and not first.redis.up)
         assert value(metrics, "failures_total", tier="redis", what="get") >= 1
         with pytest.raises((redis.RedisError, OSError)):
-            await first.purge()
+            assert first.redis is not None
+            await first.redis.purge(Purge(), b"{}")
         server.start()
         await until(lambda: first.redis.up and second.redis.up)  # type: ignore[union-attr]
         assert await tier_of(second, one) == "redis"  # it outlived the crash (appendonly)

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from contracts.settings import Settings
-from serving.gateway.cache import Answer, Flight, Hit, ResponseCache
+from serving.gateway.cache import Answer, Flight, Hit, Purge, ResponseCache
 from serving.gateway.cache.config import Semantic
 from serving.gateway.cache.meaning import fingerprint
 from serving.gateway.cache.semantic import question_of, wanted
@@ -169,12 +169,14 @@ def test_answers_end_and_are_purged(store: Callable[[], VectorStore]) -> None:
                 await learn(cache, scope("A?", target=f"rel-{number}+1"))
             assert await found(cache, scope("B?", target="rel-0+1"))
             assert cache.semantic is not None
-            assert await cache.semantic.purge("rel-0", None) == 1
+            assert await cache.semantic.purge(Purge(release="rel-0")) == 1
             assert await found(cache, scope("B?", target="rel-0+1")) is None
             assert await found(cache, scope("B?", target="rel-1+1"))
             now[0] += 11
             assert await found(cache, scope("B?", target="rel-1+1")) is None
-            assert await cache.semantic.purge(None, None) == 2
+            assert await cache.semantic.purge(Purge(tenant="other")) == 0
+            assert await cache.semantic.purge(Purge(tenant="acme", release="rel-1")) == 1
+            assert await cache.semantic.purge(Purge()) == 1
 
     check()
 
@@ -266,7 +268,7 @@ async def test_a_share_of_hits_is_answered_by_the_model_and_compared() -> None:
             if outcome:
                 assert value(metrics, "verified_total", outcome=outcome) >= 1
             cache.memory._entries.clear()
-            await cache.semantic.purge(None, None)
+            await cache.semantic.purge(Purge())
             again = await cache.lookup(scope("Say?"))
             assert isinstance(again, Flight)
             again.put(answer("It is free."))

@@ -81,6 +81,7 @@ def canaries() -> Canaries:
 
 @pytest.fixture
 def watched(
+    request: pytest.FixtureRequest,
     settings: Settings,
     start: Callable[..., Running],
 ) -> Iterator[Watched]:
@@ -95,7 +96,7 @@ def watched(
     token = KeyStore.open(settings).create("acme", "a key").token
     with FakeEngine() as engine, Collector() as collector:
         point(settings, path.name, engine.url)
-        config = configured(engine.url, auth={"required": True})
+        config = configured(engine.url, **getattr(request, "param", {"auth": {"required": True}}))
         running = start(config=config, settings=replace(settings, otlp_endpoint=collector.url))
         running.ready()
         running.client.headers["authorization"] = f"Bearer {token}"

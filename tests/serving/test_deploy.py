@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -38,16 +39,25 @@ def open_json_rag(installed: releases.Installed) -> Rag:
 def deployer(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Deployer]:
     """Deploys into the test's checkout; every engine is ended afterwards."""
     monkeypatch.setenv("PYTHONPATH", str(FAKE))
-    monkeypatch.setattr("serving.deploy.deployment.SWITCH_SECONDS", 0.0)
+    monkeypatch.setattr("serving.deploy.engines.SWITCH_SECONDS", 0.0)
+    copy_policy(settings.root)
     yield Deployer(settings, lambda _: None, Patience(ready=20, drain=1), open_json_rag)
     for record in list_records(settings.engines_dir):
         stop(record, 1)
+
+
+def copy_policy(root: Path) -> None:
+    """The repository's approval policy, which every checkout has."""
+    folder = root / "data" / "policies"
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copy(ROOT / "data" / "policies" / "approval.yaml", folder)
 
 
 def make(settings: Settings, mark: str = "one", how: str = "", **changes: Any) -> Path:
     """A release file in a checkout of its own, its engine failing as ``how`` says."""
     root = settings.root / mark
     path = build(root, mark, **changes)
+    copy_policy(root)
     if how:
         (root / "data/bundle/launch.json").write_text(
             json.dumps({**LAUNCH, "env": {"FAKE_VLLM": how}})

@@ -221,8 +221,9 @@ def test_a_wrong_launch_file_lists_every_offender(tmp_path: Path) -> None:
 
 def test_the_engine_gets_no_address_of_ours_and_every_offline_switch(tmp_path: Path) -> None:
     launch = read_launch(make_bundle(tmp_path / "b"))
-    environ = launch.environ({"PATH": "/bin", "POSTGRES_URL": "postgres://u:secret@h/d"})
-    assert "POSTGRES_URL" not in environ and environ["PATH"] == "/bin"
+    given = {"PATH": "/bin", "POSTGRES_URL": "postgres://u:secret@h/d", "JUDGE_API_KEY": "sk"}
+    environ = launch.environ(given)
+    assert not {"POSTGRES_URL", "JUDGE_API_KEY"} & environ.keys() and environ["PATH"] == "/bin"
     assert environ["HF_HUB_OFFLINE"] == "1" and environ["VLLM_NO_USAGE_STATS"] == "1"
 
 

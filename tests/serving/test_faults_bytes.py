@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import socket
 import threading
 from typing import Any
 
@@ -33,6 +34,7 @@ START = b"POST /v1/chat/completions HTTP/1.1\r\n"
 HOST = b"host: gateway\r\n"
 JSON = b"content-type: application/json\r\n"
 CHUNKED = b"transfer-encoding: chunked\r\n"
+UPGRADE = b"connection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\nhttp2-settings: AAMAAABk\r\n"
 IN_CHUNKS = b"%x\r\n%s\r\n0\r\n\r\n" % (len(BODY), BODY)
 
 HEADS = {
@@ -57,6 +59,8 @@ HEADS = {
     "HTTP/0.9": b"GET /\r\n\r\n",
     "HTTP/2 in 1.1's clothes": START.replace(b"1.1", b"2.0") + HOST + LENGTH + b"\r\n" + BODY,
     "a tunnel": b"CONNECT other:443 HTTP/1.1\r\nhost: other\r\n\r\n",
+    "a tunnel to a path": b"CONNECT /v1/models HTTP/1.1\r\nhost: other\r\n\r\n",
+    "an offer of a coding": START + HOST + UPGRADE + b"transfer-encoding: gzip\r\n\r\n",
     "a path that is no ASCII": START.replace(b"/v1", "/v\u0661".encode()) + HOST + b"\r\n",
     "TLS": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
 }
@@ -70,6 +74,43 @@ def test_what_two_servers_could_read_differently_is_refused(world: World, name: 
     assert code == 400 and b'"code": "invalid_request"' in answer
     assert answer.count(b"HTTP/1.1 ") == 1 and b"connection: close" in answer
     assert world.engine.bodies == []
+
+
+OFFERS = {
+    "with a length": UPGRADE + LENGTH + b"\r\n" + BODY,
+    "in chunks": UPGRADE + CHUNKED + b"\r\n" + IN_CHUNKS,
+    "of sockets": UPGRADE.replace(b"h2c", b"websocket") + LENGTH + b"\r\n" + BODY,
+}
+
+
+@pytest.mark.parametrize("name", OFFERS)
+@pytest.mark.parametrize("at", ["once", "the head alone", "byte by byte"])
+def test_an_offer_of_another_protocol_is_ignored(world: World, name: str, at: str) -> None:  # noqa: F811
+    """The request is answered as what it is, and so is the one behind it."""
+    data = START + HOST + JSON + OFFERS[name]
+    last = b"GET /v1/models HTTP/1.1\r\nhost: gateway\r\nconnection: close\r\n\r\n"
+    head = data.index(b"\r\n\r\n") + 4
+    size = {"once": len(data), "the head alone": head, "byte by byte": 1}[at]
+    with world.send(data[:size]) as client:
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for start in range(size, len(data), size):
+            client.sendall(data[start : start + size])
+        client.sendall(last)
+        answer = until_closed(client)
+    assert answer.count(b"HTTP/1.1 200 ") == 2 and answer.count(b"HTTP/1.1 ") == 2
+    assert [body["messages"] for body in world.engine.bodies] == [chat("")["messages"]]
+
+
+def test_a_body_behind_an_offer_is_no_request(world: World) -> None:  # noqa: F811
+    """However it arrives: a proxy before us has let it through as a body."""
+    inside = request(chat("one-119"))
+    head = START + HOST + JSON + UPGRADE + b"content-length: %d\r\n\r\n" % len(inside)
+    with world.send(head) as client:
+        until(lambda: world.running.server.server_state.connections)
+        client.sendall(inside + b"GET /healthz HTTP/1.0\r\n\r\n")
+        answer = until_closed(client)
+    assert status(answer) == 400 and b'"code": "invalid_json"' in answer
+    assert answer.count(b"HTTP/1.1 ") == 2 and world.engine.bodies == []
 
 
 @pytest.mark.parametrize(

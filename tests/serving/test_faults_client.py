@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from serving.gateway.http_protocol import Protocol
 from tests.serving.conftest import until
 from tests.serving.faults import (  # noqa: F401
     World,
@@ -148,7 +149,12 @@ def test_a_body_that_goes_on_after_its_refusal_is_cut_off(world: World) -> None:
     client.close()
 
 
-def test_an_endless_head_is_refused(world: World) -> None:  # noqa: F811
+def test_an_endless_head_is_refused(
+    world: World,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By its size: the head's deadline is far away."""
+    monkeypatch.setattr(Protocol, "head_seconds", 60.0)
     client = world.send(b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nx-long: ")
 
     def refused() -> Any:

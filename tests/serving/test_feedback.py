@@ -16,11 +16,12 @@ from contracts.records import FeedbackRecord
 from contracts.settings import Settings
 from resources import feedback, requests
 from resources.keys import KeyStore
-from resources.requests import DayWriter, new_response_id
+from resources.request_writer import DayWriter
+from resources.requests import new_response_id
 from serving.gateway.auth import Auth, Authenticator
 from serving.gateway.feedback import WORDS, FeedbackEndpoint
 from serving.gateway.metrics import Metrics
-from tests.resources.test_requests import record
+from tests.resources.test_requests import row
 
 SECRET = "sk-proj-" + "Qz7Wx2Lm9Kp4Rt8Vb3Nc6Yd1Hf5Jg0Sa"
 DAY = f"{datetime.now(UTC):%Y-%m-%d}"
@@ -71,8 +72,8 @@ class Caller:
 def caller(settings: Settings) -> Iterator[Caller]:
     writer = DayWriter(settings.requests_dir)
     writer.append([
-        record(1, DAY, response_id=OURS, tenant="acme"),
-        record(2, DAY, response_id=THEIRS, tenant="other"),
+        row(1, DAY, response_id=OURS, tenant="acme"),
+        row(2, DAY, response_id=THEIRS, tenant="other"),
     ])  # fmt: skip
     found = Caller(settings)
     yield found
@@ -190,7 +191,7 @@ def test_the_owner_of_a_response_is_found_before_and_after_it_was_rolled(
     settings: Settings,
 ) -> None:
     writer = DayWriter(settings.requests_dir)
-    writer.append([record(1, DAY, response_id=OURS, tenant="acme")])
+    writer.append([row(1, DAY, response_id=OURS, tenant="acme")])
     for _ in range(2):
         assert requests.owner(settings.requests_dir, OURS) == "acme"
         assert requests.owner(settings.requests_dir, THEIRS) is None

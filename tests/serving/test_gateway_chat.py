@@ -53,8 +53,9 @@ def test_the_engine_gets_the_releases_prompt_and_safe_parameters_only(
     sent = engine.bodies[-1]
     assert set(sent) == {
         "model", "messages", "temperature", "top_p", "stop", "max_tokens", "stream",
-        "stream_options",
+        "stream_options", "cache_salt",
     }  # fmt: skip
+    assert len(sent["cache_salt"]) == 64 and int(sent["cache_salt"], 16)  # the tenant's
     assert sent["model"] == "nano" and sent["temperature"] == 0 and sent["max_tokens"] == 96
     system, user = sent["messages"]
     assert "(one)" in system["content"]

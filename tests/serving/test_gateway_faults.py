@@ -13,7 +13,6 @@ import pytest
 from contracts.settings import Settings
 from resources import requests as request_log
 from serving.gateway.config import GatewayConfig, Requests
-from serving.gateway.engine import Deadlines
 from tests.conftest import free_port
 from tests.serving.conftest import Running, events, until
 from tests.serving.factory import point
@@ -64,8 +63,9 @@ def test_a_fault_before_the_first_byte_has_its_status(
 
 @pytest.mark.parametrize("fault", MIDDLE)
 def test_a_stream_that_breaks_says_so_once_and_invents_nothing(
-    gateway: Running, fault: str
+    gateway: Running, engine: FakeEngine, fault: str
 ) -> None:
+    engine.pause = 0.005  # else an error may come together with the first byte
     response = gateway.ask(f"fault:{fault}", stream=True)
     found = events(response)
     assert response.status_code == 200  # the headers were gone already
@@ -163,7 +163,7 @@ def test_a_client_that_leaves_ends_the_engines_work(
     fault: str, stream: bool,
 ) -> None:  # fmt: skip
     point(settings, release, own_engine.url)
-    gateway = start(deadlines=Deadlines(connect=1, first_byte=60, stall=60)).ready()
+    gateway = start(config=GatewayConfig()).ready()
     body = {"model": "stable", "stream": stream,
             "messages": [{"role": "user", "content": f"fault:{fault}"}]}  # fmt: skip
     data = json.dumps(body).encode()

@@ -13,11 +13,14 @@ import pytest
 
 from contracts.errors import ConfigError
 from contracts.settings import Settings
+from resources import requests as request_log
 from resources.keys import KeyStore
 from serving.gateway.app import Gateway
 from serving.gateway.config import GatewayConfig
+from serving.gateway.limits.tokens import TokenCounter
 from tests.serving.conftest import Running, events, until
 from tests.serving.fake_engine import ANSWER, FakeEngine
+from tests.serving.test_limits_tokens import folder  # noqa: F401
 
 CARD = "4539 1488 0343 6467"
 POLICIES = {
@@ -97,6 +100,40 @@ def test_every_kind_is_answered_and_engine_fields_are_taken_out(
     }  # fmt: skip
     assert sent["model"] == "nano" and sent["response_format"] == schema
     assert len(sent["cache_salt"]) == 64  # ours
+
+
+def test_prompts_are_counted_only_where_a_limit_could_be_near(
+    start: Callable[..., Running], own_engine: FakeEngine, settings: Settings, folder: Path,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    store = KeyStore.open(settings)
+    rich, near, short = (
+        store.create("acme", name, limits=limits).token
+        for name, limits in (("rich", {"tokens_per_minute": 10**6}),
+                             ("near", {"tokens_per_minute": 1000}),
+                             ("short", {"max_prompt_tokens": 40}))
+    )  # fmt: skip
+    store.close()
+    config = configured(own_engine.url).model_dump(by_alias=True)
+    config["routing"]["models"][0]["candidates"][0]["tokenizer"] = str(folder)
+    running = start(config=GatewayConfig.model_validate(config)).ready()
+    counted = []
+    count = TokenCounter._now
+    monkeypatch.setattr(TokenCounter, "_now", lambda *a: counted.append(1) or count(*a))
+    text = "the gateway of the guide " * 10  # 250 bytes, some 70 tokens
+    message = {"messages": [{"role": "user", "content": text}], "max_tokens": 16}
+    answer = post(running, key=rich, **message)
+    assert answer.status_code == 200 and not counted
+    row = until(lambda: request_log.find(settings, answer.headers["x-request-id"]))
+    assert row.prompt_tokens == answer.json()["usage"]["prompt_tokens"]  # the engine's own
+    # Once for each: at the door, because the bound is too near; afterwards, for want of a usage.
+    assert post(running, key=near, **message).status_code == 200 and len(counted) == 1
+    assert code(post(running, key=short, **message)) == (400, "context_length_exceeded")
+    assert len(counted) == 2
+    message["messages"][0]["content"] = "fault:no-usage " + text
+    answer = post(running, key=rich, stream=True, **message)
+    row = until(lambda: request_log.find(settings, answer.headers["x-request-id"]))
+    assert len(counted) == 3 and 60 < row.prompt_tokens < 120
 
 
 def test_tools_go_through(plain: Running, own_engine: FakeEngine) -> None:

@@ -36,15 +36,17 @@ def config(url: str, *models: str, **more: Any) -> str:
 class Process:
     """A started gateway; ``told`` is the line that it printed."""
 
-    def __init__(self, settings: Settings, *arguments: str) -> None:
+    def __init__(
+        self, settings: Settings, *arguments: str, environ: dict[str, str] | None = None
+    ) -> None:
         self.file = settings.root / "gateway.yaml"
         self.errors = (settings.root / "stderr").open("a+")
-        environ = {"RATCHET_ROOT": str(settings.root), "RATCHET_GATEWAY_CONFIG": str(self.file)}
+        own = {"RATCHET_ROOT": str(settings.root), "RATCHET_GATEWAY_CONFIG": str(self.file)}
         self.process = subprocess.Popen(
             [sys.executable, "-m", "serving.gateway", "--port", "0", "--metrics-port", "0",
              *arguments],
             stdout=subprocess.PIPE, stderr=self.errors, text=True, cwd=ROOT,
-            env={**os.environ, **environ},
+            env={**os.environ, **own, **(environ or {})},
         )  # fmt: skip
 
     def ready(self) -> Process:
@@ -109,6 +111,39 @@ def test_a_worker_that_dies_is_replaced_and_nobody_is_turned_away(
     until(is_back, 20)
     living = psutil.Process(gateway.process.pid).children()
     assert len(living) == 2 and first["pid"] not in {child.pid for child in living}
+
+
+def test_a_purge_by_command_reaches_every_worker(
+    begin: Callable[..., Process], own_engine: FakeEngine, settings: Settings
+) -> None:
+    """When the command is done, no worker has an answer from before."""
+    gateway = begin("--workers", "2").ready()
+
+    def ask() -> str:
+        message = gateway.ask(temperature=0).json()["choices"][0]["message"]
+        return str(message["content"])
+
+    def both_have_it(answers: int) -> bool:
+        with ThreadPoolExecutor(8) as pool:  # one alone would mostly meet the same worker
+            list(pool.map(lambda _: ask(), range(8)))
+        return len(own_engine.bodies) == answers
+
+    def forget(*what: str) -> None:
+        command = [sys.executable, "-m", "pipelines.cli", "cache", "purge", *what]
+        environ = {**os.environ, "RATCHET_STATE_DIR": str(settings.state_dir)}
+        done = subprocess.run(
+            command, capture_output=True, text=True, cwd=ROOT, env=environ, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["deleted"] == {"from": [], "answers": 0}
+
+    until(lambda: both_have_it(2))  # each worker has asked the engine once
+    forget("--tenant", "somebody-else")
+    assert {ask() for _ in range(12)} == {own_engine.answer} and len(own_engine.bodies) == 2
+    own_engine.answer = "Another one."
+    forget("--tenant", "local")
+    assert {ask() for _ in range(12)} == {"Another one."}
+    until(lambda: both_have_it(4))
 
 
 def test_sigterm_ends_every_worker_and_the_answers_in_flight(

@@ -9,8 +9,9 @@ import httpx
 import pytest
 
 from contracts.settings import Settings
-from resources import releases
+from resources import certification, releases
 from resources import requests as request_log
+from serving.gateway.cache.config import Cache
 from serving.gateway.config import GatewayConfig
 from serving.gateway.guards.policy import GuardsConfig
 from tests.serving.conftest import Running, until
@@ -26,11 +27,20 @@ def two(settings: Settings, own_engine: FakeEngine) -> str:
     path = build(settings.root, versions={"v2": SECOND}, tags="stable: v1\ncanary: v2\n")
     release = releases.install(path, settings.root, settings).name
     point(settings, release, own_engine.url)
+    certify(settings, release)
     return release
 
 
+def certify(settings: Settings, release: str) -> None:
+    """As if a release with the same model and the second version had passed."""
+    held = releases.load(settings, release).prompts().get("answer", "v2")
+    pair = {"model": "", "sha256": held.sha256}
+    certification.path(settings).write_text(json.dumps([pair]))
+
+
 def config(**weights: float) -> GatewayConfig:
-    return GatewayConfig(prompts={"answer": weights})
+    off = Cache.model_validate({"exact": {"enabled": False}})  # or the engine is asked once only
+    return GatewayConfig(prompts={"answer": weights}, cache=off)
 
 
 def ask(gateway: Running, session: str) -> httpx.Response:
@@ -104,6 +114,19 @@ def test_the_leak_guard_knows_the_version_that_was_rendered(
     assert codes["stable"] == 200 and codes["canary"] >= 400
 
 
+def test_a_pointer_at_a_release_that_did_not_pass_is_not_followed(
+    settings: Settings, release: str, own_engine: FakeEngine, start: Callable[..., Running]
+) -> None:
+    point(settings, release, own_engine.url)
+    gateway = start().ready()
+    root = settings.root / "next"
+    failed = build(root, mark="failed", gate={"verdict": "FAIL"})
+    point(settings, releases.install(failed, root, settings).name, own_engine.url)
+    until(lambda: "not certified" in (gateway.client.get("/readyz").json()["switching"] or ""))
+    answer = ask(gateway, "s")
+    assert (answer.status_code, answer.headers["x-ratchet-release"]) == (200, release)
+
+
 def test_an_unknown_version_leaves_the_releases_own_prompt_until_it_is_there(
     settings: Settings,
     release: str,
@@ -128,7 +151,11 @@ def test_an_unknown_version_leaves_the_releases_own_prompt_until_it_is_there(
     assert ask(gateway, "s").headers["x-ratchet-prompt"] == "answer/v1"
     root = settings.root / "next"
     built = build(root, versions={"v2": SECOND}, tags="stable: v1\ncanary: v2\n")
-    point(settings, releases.install(built, root, settings).name, own_engine.url)
+    following = releases.install(built, root, settings).name
+    point(settings, following, own_engine.url)
+    until(lambda: "has not passed" in gateway.client.get("/readyz").json()["prompt_problem"])
+    assert ask(gateway, "s").headers["x-ratchet-prompt"] == "answer/v1"
+    certify(settings, following)  # another release with that version passed: no restart is needed
     until(lambda: gateway.client.get("/readyz").json()["prompt_experiment"])
     assert ask(gateway, "s").headers["x-ratchet-prompt"] == "answer/v2"
     path.write_text(json.dumps({"prompts": {"answer": {"canary": -1}}}))

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import json
-import sys
 import time
-from collections.abc import Awaitable, Callable
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
-from contracts.errors import ConfigError, ServiceError
+from contracts.errors import ConfigError
 from serving.gateway.api_request import ApiRequest
 from serving.gateway.envelope import ApiError
 from serving.gateway.guards import run
 from serving.gateway.guards.chunks import ChunkGuard, guard_body
-from serving.gateway.guards.policy import GuardsConfig, PresidioConfig
-from serving.gateway.guards.presidio import Pool
+from serving.gateway.guards.policy import GuardsConfig
 from serving.gateway.guards.run import Guards
 from serving.gateway.guards.verdict import Verdict
 from serving.gateway.metrics import Metrics
@@ -35,8 +32,9 @@ FULL = {
 
 def made(policy: dict[str, Any], **config: Any) -> Guards:
     environ = {"CANARIES": "canary-7f3a, other-canary"}
+    report = config.pop("report", lambda *found: None)
     value = GuardsConfig.model_validate({"policies": {"p": policy}, **config})
-    return Guards(value, Metrics(), config.get("report", lambda *a: None), environ)
+    return Guards(value, Metrics(), report, environ)
 
 
 def chat(*contents: Any, **body: Any) -> ApiRequest:
@@ -316,86 +314,3 @@ def test_versions_follow_rules_and_policies() -> None:
 def test_policies_that_cannot_be(policy: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         GuardsConfig.model_validate({"policies": {"p": policy}})
-
-
-# -- Presidio is not installed here: the pool is tested with processes that speak its protocol -----
-
-WORKER = """
-import json, os, sys, time
-config = json.loads(sys.stdin.readline())
-if config["model"] == "broken":
-    print(json.dumps({"error": "no such model"}), flush=True)
-    sys.exit()
-print(json.dumps({"ready": True}), flush=True)
-for line in sys.stdin:
-    texts = json.loads(line)["texts"]
-    if "hang" in texts:
-        time.sleep(600)
-    if "die" in texts:
-        os._exit(1)
-    print(json.dumps({"spans": [[["person", 0, len(t)]] for t in texts]}), flush=True)
-"""
-
-
-def test_presidio_configured_and_missing() -> None:
-    policy = {"input": {"pii": {"engine": "presidio"}}}
-    with pytest.raises(ConfigError, match="pip install presidio-analyzer"):
-        made(policy, presidio={"model": "en_core_web_sm"})
-
-
-def with_pool(tmp_path: Path, work: Callable[[Pool], Awaitable[None]], model: str = "m") -> None:
-    script = tmp_path / "worker.py"
-    script.write_text(WORKER)
-    pool = Pool(PresidioConfig(model=model), [sys.executable, str(script)])
-
-    async def main() -> None:
-        try:
-            await pool.start()
-            await work(pool)
-        finally:
-            await pool.close()
-            assert not pool._all
-
-    asyncio.run(main())
-
-
-def test_a_worker_that_hangs_or_dies_is_replaced(tmp_path: Path) -> None:
-    async def work(pool: Pool) -> None:
-        assert [[s.kind for s in spans] for spans in await pool.find(["a", "bc"], 20)] == [
-            ["person"], ["person"],
-        ]  # fmt: skip
-        with pytest.raises(TimeoutError):
-            await pool.find(["hang"], 0.2)
-        assert (await pool.find(["abc"], 20))[0][0].end == 3  # of the new worker
-        with pytest.raises(ServiceError):
-            await pool.find(["die"], 20)
-        assert len(await pool.find(["abc"], 20)) == 1
-
-    with_pool(tmp_path, work)
-
-
-def test_a_model_that_is_not_there_is_said_at_the_start(tmp_path: Path) -> None:
-    async def nothing(pool: Pool) -> None:
-        raise AssertionError("it started")
-
-    with pytest.raises(ExceptionGroup) as raised:
-        with_pool(tmp_path, nothing, "broken")
-    assert "no such model" in str(raised.value.exceptions[0])
-
-
-def test_presidio_adds_its_findings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run, "require_presidio", lambda: None)
-    guard = {"engine": "presidio", "budget_ms": 20_000}
-    guards = made(
-        {"input": {"pii": guard}, "output": {"pii": guard}},
-        presidio={"model": "m", "entities": ["PERSON"]},
-    )
-
-    async def work(pool: Pool) -> None:
-        guards._pool = pool
-        request = chat("Anna")
-        verdict = await guards.check_input("p", request)
-        assert request.texts()[1] == "[PERSON_2]" and verdict.findings[1].kind == "person"
-        assert (await guards.check_output("p", "Anna", request)).text == "[PERSON_1]"
-
-    with_pool(tmp_path, work)

@@ -155,6 +155,45 @@ def test_the_estimate_is_an_upper_bound(folder: Path, text: str) -> None:
         count(None, request, 10)
 
 
+@pytest.mark.parametrize("text", ["", "plain", "日本語のテキスト", "😀" * 50, "a" * 999])
+def test_the_cheap_bound_is_one_or_is_not_given(folder: Path, tmp_path: Path, text: str) -> None:
+    (tmp_path / "tokenizer.json").write_bytes((folder / "tokenizer.json").read_bytes())
+    tokenizers = Tokenizers()
+    counter = tokenizers.open(folder)
+    several = chat(("system", text), *[("user", text)] * 3)
+    for request in (several, ApiRequest("completions", "m", {"prompt": [text, text]})):
+        bound = counter.bound(request)
+        assert bound is not None and bound >= count(folder, request)
+    assert counter.bound(chat(("user", text), tools=[{"name": "look"}])) is None
+    # A template that says things itself is counted in; one that repeats texts has no bound.
+    template = tmp_path / "chat_template.jinja"
+    template.write_text("You are helpful. " * 90 + TEMPLATE)
+    bound = tokenizers.open(tmp_path).bound(several)
+    assert bound is not None and bound >= count(tmp_path, several)
+    template.write_text(TEMPLATE + TEMPLATE)
+    assert Tokenizers().open(tmp_path).bound(several) is None
+    tokenizers.close()
+
+
+def test_letters_that_a_tokenizer_may_take_apart_have_no_bound(tmp_path: Path) -> None:
+    from tokenizers import Tokenizer, models, normalizers
+
+    tokenizer = Tokenizer(models.WordPiece({"[UNK]": 0, "a": 1}, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.NFKC()
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    counter = Tokenizers().open(tmp_path)
+    assert counter.bound(chat(("user", "a \ufdfa"))) is None  # one letter becomes eighteen
+    assert counter.bound(chat(("user", "a a"))) is not None
+
+
+def test_what_was_not_counted_before_is_counted_afterwards(folder: Path) -> None:
+    counter = Tokenizers().open(folder)
+    small, large = chat(("user", "the gateway")), chat(("user", "the gateway " * 1000))
+    assert counter.afterwards(small) == (count(folder, small), False)
+    assert counter.afterwards(large) == (3000, True)
+    assert Tokenizers().open(None).afterwards(large) == (estimate(large), False)
+
+
 def test_a_template_that_refuses_leaves_it_to_the_engine(folder: Path) -> None:
     request = chat(("bad", "x"))
     assert count(folder, request) == estimate(request)

@@ -40,6 +40,8 @@ def asked() -> dict[str, Any]:
 
 
 schema = schemathesis.openapi.from_dict(asked())
+#: What is wrong may also be too much, or come too slowly on a loaded machine.
+schema.config.checks.negative_data_rejection.expected_statuses += ["408", "413"]
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ import pytest
 from pydantic import ValidationError
 
 from contracts.errors import InputError
+from contracts.settings import Settings
 from resources import prompts
 from resources.prompts import Prompts, PromptVersion
 from serving.gateway.config import GatewayConfig
@@ -23,11 +24,12 @@ VERSIONS = {
     for name in ("v1", "v2", "v3")
 }
 HELD = Prompts({"answer": VERSIONS}, {"answer": {"stable": "v1", "canary": "v2"}})
+PASSED = {version.sha256 for version in VERSIONS.values()}
 SESSIONS = [f"session-{n}" for n in range(10_000)]
 
 
 def planned(weights: dict[str, float], secret: bytes = SECRET, held: Prompts = HELD) -> Plan:
-    return plan({"answer": weights}, held, VERSIONS["v1"], secret)
+    return plan({"answer": weights}, held, VERSIONS["v1"], secret, PASSED)
 
 
 def assigned(found: Plan, tenant: str = "acme") -> list[str]:
@@ -35,7 +37,7 @@ def assigned(found: Plan, tenant: str = "acme") -> list[str]:
 
 
 def test_without_an_experiment_the_releases_own_prompt_is_used() -> None:
-    choice = plan({}, HELD, VERSIONS["v3"], SECRET).choose("acme", "s", "resp")
+    choice = plan({}, HELD, VERSIONS["v3"], SECRET, ()).choose("acme", "s", "resp")
     assert (choice.version, choice.experiment) == ("answer/v3", "")
 
 
@@ -96,8 +98,17 @@ def test_tags_are_versions_and_weights_of_the_same_version_add_up() -> None:
 def test_what_the_release_does_not_hold_is_not_tried(
     experiments: dict[str, dict[str, float]], problem: str
 ) -> None:
-    found = plan(experiments, HELD, VERSIONS["v1"], SECRET)
+    found = plan(experiments, HELD, VERSIONS["v1"], SECRET, PASSED)
     assert found.problem is not None and problem in found.problem
+    assert {*assigned(found)} == {"v1"} and not found.experiment
+
+
+def test_a_version_that_no_gate_judged_with_this_model_is_not_tried() -> None:
+    experiments = {"answer": {"stable": 1, "canary": 1}}
+    passed = [VERSIONS["v3"].sha256, "another text of v2"]
+    found = plan(experiments, HELD, VERSIONS["v1"], SECRET, passed)
+    assert found.problem is not None
+    assert "prompts.answer.canary: v2 has not passed the gate" in found.problem
     assert {*assigned(found)} == {"v1"} and not found.experiment
 
 
@@ -122,7 +133,7 @@ def test_a_looping_template_is_ended_and_the_event_loop_goes_on() -> None:
     assert prompts.problems(greedy) == []  # nothing shows with a short question
 
     async def longest_gap() -> float:
-        chooser, gaps = PromptChooser(SECRET), [0.0]
+        chooser, gaps = PromptChooser(SECRET, Settings.from_env()), [0.0]
         rendering = asyncio.create_task(chooser.render(greedy, "q" * 20_000, []))
         while not rendering.done():
             before = time.perf_counter()

@@ -18,7 +18,7 @@ from serving.gateway.metrics import Metrics
 from serving.gateway.routing.config import TIERS, Routing
 from serving.gateway.routing.router import Router
 from serving.gateway.routing.tiers import Classifier
-from serving.gateway.upstream import Endpoint, Timeouts, UpstreamClient
+from serving.gateway.upstream import UpstreamClient
 from serving.gateway.upstream_errors import UpstreamError
 from tests.serving.fake_engine import FakeEngine
 
@@ -409,15 +409,23 @@ def test_a_reload_keeps_what_is_known_and_a_bad_one_changes_nothing(
 
 
 def test_a_release_is_a_route_of_its_own(fakes: list[FakeEngine]) -> None:
+    """Known by its channel: another engine begins anew, other timeouts do not."""
+
     async def use(client: UpstreamClient) -> None:
         world = World(client, {})
-        to = Endpoint("release", fakes[0].url, "nano", "vllm", timeouts=Timeouts(first_byte=1))
-        route = world.router.route_to("stable", to)
-        assert world.router.route_to("stable", to) is route
-        world.router.routes["stable"] = route
+        router = world.router
+        route = router.route_to("stable", fakes[0].url, "nano")
+        assert router.route_to("stable", fakes[0].url, "nano") is route
+        router.routes["stable"] = route
         assert json.loads(await world.ask(stream=False, model="stable"))["id"] == "x-1"
-        for port in range(1, 200):
-            world.router.route_to("stable", Endpoint("release", f"http://127.0.0.1:{port}", "n"))
-        assert len(world.router._adhoc) <= 64
+        health = route.replicas[0].health
+        router.configure(Routing.model_validate({"release_timeouts": {"first_byte": 1}}))
+        again = router.route_to("stable", fakes[0].url, "nano")
+        assert again.replicas[0].endpoint.timeouts.first_byte == 1
+        assert again.replicas[0].health is health
+        canary = router.route_to("canary", fakes[1].url, "nano")
+        moved = router.route_to("stable", fakes[1].url, "nano")
+        assert len({id(r.replicas[0].health) for r in (again, canary, moved)}) == 3
+        assert set(router._releases) == {"stable", "canary"}
 
     run(use)

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from serving.gateway.endpoint import Endpoint
 from serving.gateway.routing import load
 from serving.gateway.routing.config import BreakerPolicy, Candidate, Routing
 from serving.gateway.routing.replica import Health, Replica, affine, least_loaded, weighted
-from serving.gateway.upstream import Endpoint
 
 
 def replicas(*weights: float) -> list[Replica]:

@@ -105,6 +105,23 @@ def test_any_cut_gives_the_same_events_and_bytes(
         assert one == data or b"\r" in data
 
 
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(st.lists(EVENTS), st.booleans(), st.sampled_from(["", "data:\n\n", "data: [DONE]\n\n"]))
+def test_the_short_cuts_read_what_the_long_way_does(
+    values: list[Any], hide: bool, last: str
+) -> None:
+    """A comment in front makes the scanner walk through every event."""
+    data = b"".join(event(json.dumps(v, separators=(",", ":"))) for v in values) + last.encode()
+    quick, slow = (Scanner(hide, want_text=True) for _ in range(2))
+    out = run(quick, [data])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scan, "_unmarked", lambda flat: False)
+        assert b": ping\n\n" + out == run(slow, [b": ping\n\n" + data])
+    assert seen(quick)[:4] == seen(slow)[:4] and seen(quick)[5:] == seen(slow)[5:]
+    if last != "data:\n\n":  # without data it is counted where nothing else is looked at
+        assert quick.events == slow.events
+
+
 @settings(max_examples=50, deadline=None, derandomize=True)
 @given(st.lists(TEXTS | TRICKS, max_size=8), st.integers(1, 7))
 def test_texts_are_what_json_says(texts: list[str], step: int) -> None:

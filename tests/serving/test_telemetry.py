@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import re
 import time
+from datetime import datetime
 from typing import Any
 
 import pytest
 from opentelemetry.semconv._incubating.attributes import gen_ai_attributes
 from opentelemetry.semconv._incubating.metrics import gen_ai_metrics
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 
+from contracts.records import Passage, RequestRecord
 from resources.keys import Key
 from serving.gateway.api_request import ApiRequest
 from serving.gateway.auth import Principal
+from serving.gateway.endpoint import Endpoint
 from serving.gateway.envelope import ApiError
 from serving.gateway.exchange import Exchange
 from serving.gateway.metrics import Metrics
@@ -20,7 +25,8 @@ from serving.gateway.telemetry.config import Telemetry
 from serving.gateway.telemetry.names import LATEST, OPT_IN, names
 from serving.gateway.telemetry.recorder import OTHER, Bounded, Recorder
 from serving.gateway.telemetry.spans import SpanData, Tracer
-from serving.gateway.upstream import Endpoint
+from serving.gateway.telemetry.tally import LoopCounter, LoopHistogram
+from serving.gateway.upstream_errors import Outcome, UpstreamError
 
 TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 PARENT = f"00-{TRACE}-{SPAN}-01".encode()
@@ -52,14 +58,18 @@ def exchange(**changes: Any) -> Exchange:
     return found
 
 
-def traced(tracer: Tracer, found: Exchange, *headers: tuple[bytes, bytes]) -> dict[str, str]:
+ENGINE = Endpoint("local", "http://engine:8000", "nano")
+
+
+def traced(
+    tracer: Tracer, found: Exchange, *headers: tuple[bytes, bytes], outcome: Outcome = "ok"
+) -> dict[str, str]:
     """A whole request; returns the headers that went upstream."""
     trace = tracer.begin(headers)
     trace.asked(ApiRequest("chat", "small", {"temperature": 0.5, "messages": []}, max_tokens=64))
-    out = trace.call()
-    trace.by(Endpoint("local", "http://engine:8000", "nano"))
+    out = trace.call(ENGINE)
     trace.finish_reasons = ["stop"]
-    trace.answered()
+    trace.ended(outcome)
     tracer.finish(trace, found)
     return out
 
@@ -141,7 +151,8 @@ def test_a_request_has_two_spans_under_the_callers() -> None:
     assert 0.0 < first <= 0.03
     assert client.attributes == {
         "gen_ai.operation.name": "chat", "gen_ai.provider.name": "local",
-        "gen_ai.request.model": "nano", "gen_ai.request.stream": True, "ratchet.attempts": 2,
+        "gen_ai.request.model": "nano", "gen_ai.request.stream": True, "ratchet.attempt": 1,
+        "ratchet.outcome": "ok",
         "gen_ai.usage.input_tokens": 40, "gen_ai.usage.output_tokens": 5, "server.port": 8000,
         "gen_ai.request.temperature": 0.5, "gen_ai.request.max_tokens": 64,
         "server.address": "engine", "gen_ai.response.finish_reasons": ("stop",),
@@ -149,10 +160,43 @@ def test_a_request_has_two_spans_under_the_callers() -> None:
     assert not server.failed and not client.failed
 
 
+def test_each_attempt_is_a_span_with_its_outcome() -> None:
+    """What is known of the request stands on the last one, which alone has its tokens."""
+    sink = Kept()
+    tracer = Tracer(Telemetry(), sink)
+    trace, found = tracer.begin([(b"traceparent", PARENT)]), exchange()
+    first = trace.call(Endpoint("far", "https://far.example", "large"))["traceparent"]
+    trace.ended("error")
+    second = trace.call(ENGINE)["traceparent"]
+    trace.ended("ok")
+    tracer.finish(trace, found)
+    ((server, failed, good),) = sink.traces
+    assert [first[36:52], second[36:52]] == [f"{s.span_id:016x}" for s in (failed, good)]
+    assert first[:35] == second[:35] and failed.span_id != good.span_id
+    assert {s.parent_id for s in (failed, good)} == {server.span_id}
+    assert server.start <= failed.start <= failed.end <= good.start <= good.end <= server.end
+    assert failed.failed and not good.failed and server.attributes["ratchet.attempts"] == 2
+    assert failed.attributes == {
+        "gen_ai.operation.name": "chat", "gen_ai.provider.name": "far",
+        "gen_ai.request.model": "large", "gen_ai.request.stream": True, "ratchet.attempt": 1,
+        "ratchet.outcome": "error", "error.type": "engine_error", "server.port": 443,
+        "server.address": "far.example",
+    }  # fmt: skip
+    assert good.attributes["ratchet.attempt"] == 2
+    assert good.attributes["gen_ai.usage.output_tokens"] == 5
+
+
+def test_a_request_that_is_not_sampled_keeps_nothing_of_its_attempts() -> None:
+    trace = Tracer(Telemetry(sample_ratio=0.0), Kept()).begin([])
+    sent = {trace.call(ENGINE)["traceparent"] for _ in range(3)}
+    assert len(sent) == 3 and trace.calls == [] and trace.attempts == 3
+
+
 def test_errors_are_the_upstreams_or_the_servers() -> None:
     sink = Kept()
     tracer = Tracer(Telemetry(), sink)
-    traced(tracer, exchange(error=ApiError("engine_timeout", "It said: secret words")))
+    error = UpstreamError("timeout", "It said: secret words")
+    traced(tracer, exchange(error=error), outcome=error.outcome)
     traced(tracer, exchange(error=ApiError("invalid_request", "no")))
     tracer.finish(tracer.begin([]), exchange(error=ApiError("invalid_api_key", "no")))
     (server, client), (bad, fine), (alone,) = sink.traces
@@ -204,8 +248,8 @@ def recorded(*exchanges: Exchange, config: Telemetry | None = None) -> Metrics:
     recorder = Recorder(metrics, config or Telemetry())
     for found in exchanges:
         trace = Tracer(Telemetry(), None).begin([])
-        trace.call()
-        trace.answered()
+        trace.call(Endpoint("local", "http://engine:8000", "small"))
+        trace.ended("ok")
         recorder.count(found, trace, 0.5)
     return metrics
 
@@ -260,3 +304,65 @@ def test_clients_cannot_make_labels() -> None:
     assert text.count("ratchet_gateway_cost_total{") == 6
     assert value(metrics, "ratchet_gateway_cost_total",
                  model="small", feature=OTHER) == 55 * 0.25  # fmt: skip
+
+
+ROWS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "empty": {"answer": [], "principal": None, "prompt_tokens": None, "completion_tokens": None,
+              "ttft_ms": None, "cost": 0.0},
+    "failed": {"error": ApiError("engine_timeout", "late"), "session": "Jane's"},
+    "passages": {"passages": [Passage(n=1, chunk_id="a#1-2", path="a", title="", heading="",
+                                      text="x", score=0.5)], "answer": ["It is so [1]. \ud800"]},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", ROWS)
+def test_a_row_of_the_log_is_a_record_without_having_been_checked(case: str) -> None:
+    found = exchange(**ROWS[case])
+    row = found.finish(Metrics(), b"salt")
+    record = RequestRecord.model_validate(row, strict=True)
+    assert record.model_dump() == row
+    assert set(row) == set(RequestRecord.model_fields)
+    assert record.time.endswith("Z") and datetime.fromisoformat(record.time).tzinfo is not None
+    assert record.cited == ([1] if case == "passages" else [])
+    assert "Jane" not in record.session
+
+
+def test_a_count_that_no_engine_can_mean_is_none() -> None:
+    found = exchange(prompt_tokens=None, completion_tokens=None)
+    for wrong in (True, -1, 1 << 70, "7", 7.0, None):
+        found.usage({"prompt_tokens": wrong, "completion_tokens": wrong})
+    found.usage(None)
+    assert (found.prompt_tokens, found.completion_tokens) == (None, None)
+    found.usage({"prompt_tokens": 0, "completion_tokens": 7})
+    assert (found.prompt_tokens, found.completion_tokens) == (0, 7)
+
+
+def test_the_loops_own_metrics_are_scraped_as_prometheus_clients_are() -> None:
+    ours, theirs = CollectorRegistry(), CollectorRegistry()
+    bounds = (0.1, 1, 2.5)
+    for labels in ((), ("model", "kind")):
+        name = "labelled" if labels else "bare"
+        for registry, counter, histogram in (
+            (ours, LoopCounter, LoopHistogram), (theirs, Counter, Histogram)
+        ):  # fmt: skip
+            count = counter(name, "What it is.", labels, registry=registry)
+            seen = histogram(f"{name}_s", "What it is.", labels, buckets=bounds, registry=registry)
+            for number, value in enumerate((0.05, 0.1, 0.2, 1, 2.5, 2.6, 40)):
+                values = (f"m{number % 2}", 'a"b') if labels else ()
+                (count.labels(*values) if labels else count).inc(value)
+                (seen.labels(*values) if labels else seen).observe(value)
+            if labels:
+                with seen.labels("m0", "timed").time():
+                    pass
+
+    def scraped(registry: CollectorRegistry) -> list[str]:
+        lines = generate_latest(registry).decode().splitlines()
+        lines = [line for line in lines if "_created" not in line]
+        return [re.sub(r"[0-9.e-]+$", "", line) if "_s_sum" in line else line for line in lines]
+
+    assert scraped(ours) == scraped(theirs) and len(scraped(ours)) > 20
+    total = ours.get_sample_value("bare_s_sum") or 0.0
+    assert abs(total - 46.45) < 0.01
+    with pytest.raises(ValueError, match="Duplicated"):
+        LoopCounter("bare", "Once more.", registry=ours)

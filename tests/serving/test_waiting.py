@@ -113,7 +113,7 @@ def test_a_client_that_leaves_cancels_the_work() -> None:
         client = Client()
         asyncio.get_running_loop().call_later(0.01, client.gone.set)
         try:
-            async with WhileConnected(client.receive, lambda: False):
+            async with WhileConnected({}, client.receive, lambda: False):
                 await asyncio.Event().wait()
         except Disconnected:
             task = asyncio.current_task()
@@ -127,7 +127,7 @@ def test_a_client_that_leaves_cancels_the_work() -> None:
 def test_a_client_that_stays_leaves_nothing_behind() -> None:
     async def work() -> tuple[int, int]:
         client = Client()
-        async with WhileConnected(client.receive, lambda: False):
+        async with WhileConnected({}, client.receive, lambda: False):
             await asyncio.sleep(0)
         client.gone.set()
         await asyncio.sleep(0)
@@ -143,7 +143,7 @@ def test_a_client_that_leaves_as_the_work_ends_changes_nothing() -> None:
     async def work() -> str:
         asyncio.get_running_loop().set_exception_handler(lambda _, what: complaints.append(what))
         client = Client()
-        async with WhileConnected(client.receive, lambda: False):
+        async with WhileConnected({}, client.receive, lambda: False):
             await asyncio.sleep(0)
             client.gone.set()
         await asyncio.sleep(0.01)
@@ -157,7 +157,7 @@ def test_a_server_that_says_gone_after_the_answer_changes_nothing() -> None:
     async def work() -> str:
         client = Client()
         client.gone.set()
-        async with WhileConnected(client.receive, lambda: True):
+        async with WhileConnected({}, client.receive, lambda: True):
             await asyncio.sleep(0)
         return "whole"
 

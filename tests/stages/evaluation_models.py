@@ -1,16 +1,12 @@
-"""A tiny real model, tokenizer and adapter, and cards of plain numbers, for evaluation tests."""
+"""A tiny real model, tokenizer and adapter, and examples, for evaluation tests."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from contracts.params import Gate, Params, load_params
-from contracts.records import Example, Score
+from contracts.params import Params, load_params
+from contracts.records import Example
 from contracts.settings import ROOT
-from stages.gate import Card
-from stages.scorecard import summarise
 
 TEMPLATE = (
     "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}</s>{% endfor %}"
@@ -104,56 +100,3 @@ def examples(documents: int = 8, each: int = 5, unanswerable: int = 8) -> list[E
         for number in range(documents * each)
     ]
     return found + [example(1000 + number, document=None) for number in range(unanswerable)]
-
-
-Numbers = Mapping[tuple[str, str], Mapping[str, float | None]]  # (system, metric) → id → value
-
-
-def card(asked: list[Example], numbers: Numbers) -> Card:
-    """A gate's card from numbers, through the scorecard's own summary."""
-    scores = [
-        Score(question_id=name, system=system, metric=metric, value=value)  # type: ignore[arg-type]
-        for (system, metric), values in numbers.items()
-        for name, value in values.items()
-    ]
-    summary = summarise(scores, asked)
-    found: dict[tuple[str, str], dict[str, Score]] = {}
-    for score in scores:
-        found.setdefault((score.system, score.metric), {})[score.question_id] = score
-    return Card({item["id"]: item for item in summary["questions"]}, found, summary["systems"])
-
-
-def perfect(
-    asked: list[Example], value: float = 0.9, base: float = 0.3
-) -> dict[tuple[str, str], Any]:
-    """Numbers of a candidate that passes ``policy()`` and of a base that is worse."""
-    answerable = [item.id for item in asked if item.answerable]
-    rest = [item.id for item in asked if not item.answerable]
-    numbers: dict[tuple[str, str], Any] = {}
-    for system, level in (("candidate", value), ("base", base)):
-        numbers[system, "answer_overlap"] = dict.fromkeys(answerable, level)
-        numbers[system, "exact_match"] = dict.fromkeys(answerable, float(level > 0.5))
-        numbers[system, "citation_in_context"] = dict.fromkeys(answerable, level)
-        numbers[system, "false_refusal"] = dict.fromkeys(answerable, 0.0)
-        numbers[system, "refusal_on_unanswerable"] = dict.fromkeys(rest, 1.0)
-    return numbers
-
-
-def policy(**changes: Any) -> Gate:
-    """A policy with the repository's shape and few resamples."""
-    return Gate.model_validate(
-        {
-            "floors": [
-                {"metric": "answer_overlap", "min": 0.5},
-                {"metric": "citation_in_context", "min": 0.8},
-                {"metric": "refusal_on_unanswerable", "min": 0.5},
-            ],
-            "paired": ["answer_overlap", "exact_match"],
-            "max_invalid": 0.0,
-            "min_common": 0.8,
-            "margin": 0.03,
-            "resamples": 1000,
-            "seed": 7,
-        }
-        | changes
-    )

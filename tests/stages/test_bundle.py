@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from contracts.digests import path_md5
-from contracts.errors import ConfigError, GateError, InputError
+from contracts.errors import ConfigError, InputError
 from contracts.params import Params
 from serving.engines.launch import read_launch
-from stages import bundle, evidence, harness
+from stages import bundle
 from tests.stages.evaluation_models import params, save_adapter, save_base
 
 
@@ -33,18 +33,12 @@ def small(**changes: Any) -> Params:
     return Params.model_validate(values)
 
 
-def gate(folder: Path, verdict: str = "PASS") -> Path:
-    harness.write_json(folder / "verdict.json", {"verdict": verdict, "reasons": ["too low"]})
-    return folder
-
-
 def run(
     tmp_path: Path, models: Path, out: str = "bundle", adapter: str = "adapter", **changes: Any
 ) -> Path:
     paths = SimpleNamespace(
         base_model=models / "base",
         adapter=models / adapter,
-        gate=gate(tmp_path / "gate"),
         out=tmp_path / out,
     )
     metrics = bundle.run(paths, small(**changes))
@@ -86,21 +80,6 @@ def test_two_builds_are_equal_and_tied_to_no_place(tmp_path: Path, models: Path)
     assert path_md5(first) == path_md5(second)
     for file in first.rglob("*.json"):
         assert str(tmp_path) not in file.read_text() and str(models) not in file.read_text(), file
-
-
-def test_nothing_is_bundled_without_a_pass(tmp_path: Path, models: Path) -> None:
-    paths = SimpleNamespace(
-        base_model=models / "base",
-        adapter=models / "adapter",
-        gate=gate(tmp_path / "gate", "INVALID"),
-        out=tmp_path / "out",
-    )
-    with pytest.raises(GateError, match="INVALID") as error:
-        bundle.run(paths, small())
-    assert error.value.offenders == ["too low"]
-    assert not paths.out.exists()
-    with pytest.raises(InputError, match="no verdict"):
-        evidence.require_pass(tmp_path / "nowhere")
 
 
 def test_an_adapter_that_changes_nothing_is_refused(tmp_path: Path, models: Path) -> None:

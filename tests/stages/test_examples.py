@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from contracts.errors import InputError
-from contracts.records import Chunk, Document, Example
-from stages import examples, tables
+from contracts.records import Chunk, Document, Example, Passage, Question
+from stages import examples, generated, tables
 from stages.chunks import schema
 from stages.nano import layout
 from tests.stages.evaluation_models import params
@@ -221,3 +221,46 @@ def test_no_free_document(paths: Any) -> None:
     paths.golden.write_text(json.dumps(taken))
     with pytest.raises(InputError, match="No document is left"):
         run(paths)
+
+
+# -- the reserve ---------------------------------------------------------------------------------
+
+
+def drawn(others: list[Example], count: int = 6) -> list[Example]:
+    free = [doc for doc in documents() if doc.title in ("Sizing", "Drift")]
+    knobs = params().examples.model_copy(update={"reserve": count})
+    golden = [Question.model_validate(item) for item in GOLDEN]
+    return generated.reserve(free, chunks(), golden, others, knobs)
+
+
+def shown(title: str, **values: Any) -> Example:
+    """A training example that shows one chunk of that page."""
+    (chunk, *_) = [row for row in chunks() if row["title"] == title]
+    passage = Passage(n=1, chunk_id=chunk["chunk_id"], path="p", title=title, heading="h",
+                      text=chunk["text"], score=0.0)  # fmt: skip
+    given = {"id": "t1", "split": "train", "question": "Which of them?", "document": None,
+             "section": None, "answer": None, "answerable": False}  # fmt: skip
+    return Example.model_validate({**given, "passages": [passage], **values})
+
+
+def test_the_reserve_asks_about_documents_that_no_other_split_shows() -> None:
+    rows = drawn([shown("Sizing")])
+    assert rows and {row.document for row in rows} == {"docs/drift.md"}
+    assert all(row.split == "reserve" and row.answerable and row.answer for row in rows)
+    assert all(row.passages is None for row in rows)  # retrieved when they are answered
+    assert drawn([shown("Sizing")]) == rows and len(rows) <= 6
+    assert [row.id for row in rows] == sorted(row.id for row in rows)
+    assert drawn([shown("Sizing"), shown("Drift")]) == []
+
+
+def test_a_reserve_question_that_training_gives_away_is_left_out() -> None:
+    (first, *_) = rows = drawn([shown("Sizing")])
+    taught = shown("Sizing", question=first.question)
+    assert first.question not in {row.question for row in drawn([taught])}
+    answered = shown("Sizing", answer=first.answer, answerable=True, document="docs/x.md")
+    assert first.answer not in {row.answer for row in drawn([answered])}
+    assert len({row.answer for row in rows}) == len(rows)
+
+
+def test_a_corpus_without_an_unseen_document_has_an_empty_reserve(paths: Any) -> None:
+    assert run(paths)["reserve"] == []

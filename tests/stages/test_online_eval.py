@@ -11,8 +11,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from benchmarks.judge_server import JudgeServer
+from contracts.params import Params
 from contracts.records import REFUSAL, Release, RequestRecord
 from contracts.settings import Settings
+from resources.judging import rubric
+from resources.judging.agreement import Interval
+from resources.judging.calibration import Calibration, write_store
 from resources.requests import to_table
 from stages import harness, online_eval, statistics
 from tests.stages.evaluation_models import params
@@ -136,7 +141,9 @@ def test_the_process_reads_the_log_and_the_installed_release(
     rows = [record(n, release=name) for n in range(3)] + [record(9, release="f" * 16)]
     pq.write_table(to_table(rows), tmp_path / "requests.parquet")
     given = SimpleNamespace(
-        requests=tmp_path / "requests.parquet", out=tmp_path / "online_eval.json"
+        requests=tmp_path / "requests.parquet",
+        judges=tmp_path / "judges.json",
+        out=tmp_path / "online_eval.json",
     )
     metrics = online_eval.run(given, params())
     found = json.loads(given.out.read_text())
@@ -144,3 +151,46 @@ def test_the_process_reads_the_log_and_the_installed_release(
     assert found["invalid"] == 1  # its release is gone; said so, and in no mean
     assert "ffffffffffffffff cannot be judged" in capsys.readouterr().out
     assert found["verdict"] == "too_few" and metrics["requests"] == 4.0
+
+
+def test_the_process_asks_a_calibrated_judge_about_a_sample(
+    tmp_path: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = install(settings)
+    rows = [record(n, release=name, question=f"Question {n}?") for n in range(20)]
+    pq.write_table(to_table(rows), tmp_path / "requests.parquet")
+    values = params().model_dump()
+    values["scorecard"]["judge"] = {"model": "m", "criteria": ["groundedness", "relevance"]}
+    values["monitoring"]["judged"] = 6
+    version = rubric.form("relevance").version("m")
+    agreed = {"value": 0.8, "low": 0.6, "high": 0.9}
+    known = Calibration(
+        version=version,
+        form="rubric_relevance",
+        model="m",
+        served=["recorded"],
+        labels="0",
+        n=100,
+        right=Interval.model_validate(agreed),
+        accuracy=0.8,
+        kappa=Interval.model_validate(agreed),
+        invalid={},
+        confusion={},
+    )
+    write_store(tmp_path / "judges.json", {version: known})
+    given = SimpleNamespace(
+        requests=tmp_path / "requests.parquet",
+        judges=tmp_path / "judges.json",
+        out=tmp_path / "online_eval.json",
+    )
+    with JudgeServer(lambda _: {"evidence": "e", "score": 4}) as server:
+        monkeypatch.setenv("JUDGE_URL", server.url)
+        metrics = online_eval.run(given, Params.model_validate(values))
+        asked = [json.loads(body["messages"][-1]["content"]) for body in server.bodies]
+    assert len(asked) == 6 and all(set(item) == {"question", "answer"} for item in asked)
+    assert {item["question"] for item in asked} <= {row["question"] for row in rows}
+    found = json.loads(given.out.read_text())
+    assert found["judge"]["sampled"] == 6
+    assert metrics["judge_relevance"] == found["judge_relevance"] == 0.75
+    assert "nobody has compared" in found["judge"]["skipped"]["judge_groundedness"]
+    assert found["citation_in_context"] == 1.0

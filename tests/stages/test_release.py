@@ -22,12 +22,15 @@ FOLDERS = ("documents", "quality", "index", "retrieval", "base_model", "adapter"
 VERDICT: dict[str, Any] = {
     "verdict": "PASS",
     "reasons": [],
-    "policy": {"floors": [{"metric": "answer_overlap", "min": 0.2}]},
+    "policy_sha256": "9" * 64,
+    "families": {"quality": "PASS"},
+    "looks": [{"look": 1}],
     "checks": [
         {"name": "answer_overlap", "kind": "floor", "value": 0.7, "passed": True},
-        {"name": "answer_overlap", "kind": "paired_base", "value": 0.4, "passed": True},
+        {"name": "answer_overlap", "kind": "paired", "value": 0.4, "against": "base"},
     ],
     "baseline": None,
+    "anchor": None,
 }
 
 
@@ -43,6 +46,8 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "data" / "examples").mkdir()
     (tmp_path / "data" / "examples" / "test.jsonl").write_text("{}\n")
     (tmp_path / "data" / "questions.yaml").write_text("- id: q\n")
+    (tmp_path / "data" / "safety.yaml").write_text("- id: s\n")
+    (tmp_path / "data" / "policy.yaml").write_text("version: 1\n")
     harness.write_json(tmp_path / "data" / "gate" / "verdict.json", VERDICT)
     text = (
         "{% block system %}{% for p in passages %}{{ p.text }}{% endfor %}{% endblock %}"
@@ -62,6 +67,7 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def paths(**changes: Path) -> SimpleNamespace:
     files = {"chunks": "chunks.parquet", "vectors": "vectors.parquet", "answers": "answers.parquet"}
     files |= {"prompts": "prompts.json", "golden": "questions.yaml", "out": "release.json"}
+    files |= {"gate": "gate/verdict.json", "policy": "policy.yaml", "safety": "safety.yaml"}
     found = {name: Path("data") / files.get(name, name) for name in (*release.MEMBERS, "out")}
     return SimpleNamespace(**found | changes)
 
@@ -92,14 +98,16 @@ def test_the_id_follows_any_byte_of_any_member_and_nothing_else(checkout: Path) 
     first = build()
     assert build() == first
     ids = {first.id}
-    for name in ("chunks.parquet", "questions.yaml", "adapter/part.json"):
+    names = ("chunks.parquet", "questions.yaml", "adapter/part.json", "policy.yaml")
+    for name in (*names, "safety.yaml", "gate/verdict.json"):
         file = checkout / "data" / name
         before = file.read_bytes()
         file.write_bytes(before + b" ")
         ids.add(build().id)
         file.write_bytes(before)
-    assert len(ids) == 4
+    assert len(ids) == 7
     harness.write_json(checkout / "data" / "profile" / "profile.json", {"seconds": 1.25})
+    harness.write_json(checkout / "data" / "gate" / "measured.json", {"seconds": 1.25})
     assert build().id == first.id  # timings are evidence, not identity
 
 

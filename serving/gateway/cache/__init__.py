@@ -2,7 +2,18 @@
 
 from serving.gateway.cache.answer import Answer
 from serving.gateway.cache.config import Cache
+from serving.gateway.cache.purges import Purge
 from serving.gateway.cache.response_cache import Flight, Hit, ResponseCache
 from serving.gateway.cache.scope import Scope, scope, target_of
 
-__all__ = ["Answer", "Cache", "Flight", "Hit", "ResponseCache", "Scope", "scope", "target_of"]
+__all__ = [
+    "Answer",
+    "Cache",
+    "Flight",
+    "Hit",
+    "Purge",
+    "ResponseCache",
+    "Scope",
+    "scope",
+    "target_of",
+]

@@ -8,6 +8,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 
 from serving.gateway.cache.answer import Answer
+from serving.gateway.cache.purges import Purge
 from serving.gateway.cache.scope import Scope
 
 #: Entries that a purge looks at between two turns of the event loop: 0.1 ms.
@@ -17,11 +18,11 @@ SLICE = 500
 class Entry:
     """One answer and when it ends, on the monotonic clock."""
 
-    __slots__ = ("answer", "expires", "model", "size", "target")
+    __slots__ = ("answer", "expires", "model", "size", "target", "tenant")
 
     def __init__(self, scope: Scope, answer: Answer, expires: float) -> None:
         self.answer, self.expires, self.size = answer, expires, answer.size
-        self.model, self.target = scope.model, scope.target
+        self.model, self.target, self.tenant = scope.model, scope.target, scope.tenant
 
 
 class MemoryTier:
@@ -74,14 +75,14 @@ class MemoryTier:
         while self.bytes > max_bytes:
             self._drop(next(iter(self._entries)), "full")
 
-    async def purge(self, release: str | None = None, model: str | None = None) -> int:
-        """Forget what a release or a logical model answered, or everything; how many that was."""
+    async def purge(self, what: Purge) -> int:
+        """Forget what is meant; how many that was."""
         keys, count = list(self._entries), 0
         for number, key in enumerate(keys):
             if number % SLICE == SLICE - 1:
                 await asyncio.sleep(0)
             entry = self._entries.get(key)
-            if entry is not None and matches(entry.target, entry.model, release, model):
+            if entry is not None and what.means(entry):
                 self._drop(key, "purged")
                 count += 1
         return count
@@ -89,11 +90,3 @@ class MemoryTier:
     def _drop(self, key: bytes, reason: str) -> None:
         self.bytes -= self._entries.pop(key).size
         self._evicted(reason)
-
-
-def matches(target: str, named: str, release: str | None, model: str | None) -> bool:
-    """Whether an answer of this target and logical model is meant by a purge. A release is meant
-    with whatever follows its id (what was hidden of its documents)."""
-    if release is not None and target.partition("+")[0] != release:
-        return False
-    return model is None or named == model

@@ -2,8 +2,7 @@
 
 A look-up has a deadline. The first failure opens a breaker: until a probe succeeds, every
 ``PROBE_SECONDS``, nothing is asked any more. Answers are written behind the requests, through a
-bounded queue. The same task hears of purges: a worker announces one in a list, and the others
-forget it in their own memory within ``PURGE_SECONDS``.
+bounded queue. The same task reads the list of announced purges every ``purges.LOOK_SECONDS``.
 """
 
 from __future__ import annotations
@@ -11,9 +10,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import secrets
 import time
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -23,19 +21,20 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
+from serving.gateway.cache import purges
 from serving.gateway.cache.answer import Answer
+from serving.gateway.cache.purges import KEPT, Purge
 from serving.gateway.cache.scope import Scope, tag
 
 log = logging.getLogger("ratchet.gateway.cache")
 PREFIX = "ratchet:cache:"
 PROBE_SECONDS = 0.25
-PURGE_SECONDS = 1.0
-#: Announced purges that are kept; a worker that was away for more forgets everything.
-PURGES = 100
 WAITING = 256
 MAX_CONNECTIONS = 32
 
-Purge = Callable[[str | None, str | None], Awaitable[Any]]
+
+async def _nobody(told: list[bytes]) -> None:
+    """Purges are of no interest."""
 
 
 class RedisTier:
@@ -44,7 +43,7 @@ class RedisTier:
     Args:
         url: redis://, rediss:// or unix://.
         timeout_ms: of one look-up.
-        purged: called with (release, model) when another worker purged.
+        heard: called with all announced purges, newest first, each time that they are read.
         failed: told of each outage that a request met: "get", "put".
     """
 
@@ -52,11 +51,11 @@ class RedisTier:
         self,
         url: str,
         timeout_ms: int,
-        purged: Purge,
+        heard: Callable[[list[bytes]], Awaitable[None]] = _nobody,
         failed: Callable[[str], None] = lambda what: None,
         prefix: str = PREFIX,
     ) -> None:
-        self._prefix, self.timeout, self._purged = prefix, timeout_ms / 1000, purged
+        self._prefix, self.timeout, self._heard = prefix, timeout_ms / 1000, heard
         self._failed = failed
         pool = aioredis.BlockingConnectionPool.from_url(
             url,
@@ -67,13 +66,11 @@ class RedisTier:
             retry=Retry(NoBackoff(), 0),  # a deadline and a breaker stand around every call
         )
         self._client: Any = aioredis.Redis(connection_pool=pool)
-        self._queue: deque[tuple[str, bytes, int]] = deque()
+        self._queue: deque[tuple[Scope, bytes, int]] = deque()
         self._wake = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self.up = False
         self._answered = self._complained = float("-inf")
-        self._seen: OrderedDict[bytes, None] = OrderedDict()  # ids of purges
-        self._heard = False  # whether the list was ever read
 
     async def start(self) -> None:
         await self._look()
@@ -119,7 +116,7 @@ class RedisTier:
         if not self.up or len(self._queue) >= WAITING:
             self._failed("put")
             return False
-        self._queue.append((self._name(scope), _written(answer), max(1, round(ttl * 1000))))
+        self._queue.append((scope, _written(answer), max(1, round(ttl * 1000))))
         self._wake.set()
         return True
 
@@ -128,11 +125,16 @@ class RedisTier:
         while self._queue and self.up:
             await asyncio.sleep(0.002)
 
-    async def purge(self, release: str | None, model: str | None) -> int:
-        """Delete what a release or a model answered, and tell the other workers. Raises
-        RedisError or OSError: a purge that did not happen must be known."""
+    def forget(self, what: Purge) -> None:
+        """Do not write what waits and is meant."""
+        self._queue = deque(item for item in self._queue if not what.means(item[0]))
+
+    async def purge(self, what: Purge, told: bytes) -> int:
+        """Delete what is meant, and announce it. Raises RedisError or OSError: a purge that did
+        not happen must be known."""
         count, batch = 0, []
-        pattern = f"{self._prefix}a:{_or_any(release)}:{_or_any(model)}:*"
+        names = map(_or_any, (what.tenant, what.release, what.model))
+        pattern = f"{self._prefix}a:{':'.join(names)}:*"
         async for name in self._client.scan_iter(match=pattern, count=1000):
             batch.append(name)
             if len(batch) == 500:
@@ -140,10 +142,8 @@ class RedisTier:
                 batch = []
         if batch:
             count += await self._client.unlink(*batch)
-        told = orjson.dumps({"id": secrets.token_hex(8), "release": release, "model": model})
-        self._seen[told] = None  # ours
         pipe = self._client.pipeline(transaction=True)
-        await pipe.lpush(self._purges, told).ltrim(self._purges, 0, PURGES - 1).execute()
+        await pipe.lpush(self._purges, told).ltrim(self._purges, 0, KEPT - 1).execute()
         return count
 
     # -- behind the requests --------------------------------------------------------------------
@@ -154,7 +154,8 @@ class RedisTier:
 
     def _name(self, scope: Scope) -> str:
         release = tag(scope.target.partition("+")[0])
-        return f"{self._prefix}a:{release}:{tag(scope.model)}:{scope.key.hex()}"
+        names = f"{tag(scope.tenant)}:{release}:{tag(scope.model)}"
+        return f"{self._prefix}a:{names}:{scope.key.hex()}"
 
     async def _write(self) -> None:
         while True:
@@ -165,8 +166,8 @@ class RedisTier:
                 try:
                     async with asyncio.timeout(max(1.0, self.timeout)):
                         pipe = self._client.pipeline(transaction=False)
-                        for name, value, ttl in batch:
-                            pipe.set(name, value, px=ttl)
+                        for scope, value, ttl in batch:
+                            pipe.set(self._name(scope), value, px=ttl)
                         await pipe.execute(raise_on_error=False)
                 except (RedisError, OSError, TimeoutError) as error:
                     self._failed("put")
@@ -176,7 +177,7 @@ class RedisTier:
 
     async def _tend(self) -> None:
         while True:
-            await asyncio.sleep(PURGE_SECONDS if self.up else PROBE_SECONDS)
+            await asyncio.sleep(purges.LOOK_SECONDS if self.up else PROBE_SECONDS)
             await self._look()
 
     async def _look(self) -> None:
@@ -190,28 +191,12 @@ class RedisTier:
             self._down(error)
             return
         try:
-            await self._hear(told)
+            await self._heard(told)
         except Exception:  # a bug must not end the task
             log.exception("purges cannot be followed")
         if not self.up:
             self.up = True
             log.info("the shared cache answers")
-
-    async def _hear(self, told: list[bytes]) -> None:
-        fresh = [one for one in told if one not in self._seen]
-        first, self._heard = not self._heard, True
-        for one in told:
-            self._seen[one] = None
-        while len(self._seen) > 2 * PURGES:
-            self._seen.popitem(last=False)
-        if first:
-            return  # they were before this worker had anything
-        if len(fresh) == PURGES:  # and perhaps more of them
-            await self._purged(None, None)
-            return
-        for one in reversed(fresh):
-            value = orjson.loads(one)
-            await self._purged(value["release"], value["model"])
 
     def _down(self, error: Exception) -> None:
         """Open the breaker. At most one line in ten seconds."""

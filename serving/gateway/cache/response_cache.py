@@ -14,6 +14,7 @@ A hit or a miss in this process takes microseconds and never gives up the event 
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections import deque
@@ -23,13 +24,17 @@ from types import TracebackType
 from typing import Literal, Self
 
 from contracts.settings import Settings
+from serving.gateway.cache import purges
 from serving.gateway.cache.answer import Answer, refusal
 from serving.gateway.cache.config import Cache
-from serving.gateway.cache.exact import MemoryTier, matches
+from serving.gateway.cache.exact import MemoryTier
+from serving.gateway.cache.personal import personal, said
+from serving.gateway.cache.purges import Heard, Purge, PurgeFile
 from serving.gateway.cache.redis import RedisTier
 from serving.gateway.cache.scope import Scope
 from serving.gateway.cache.semantic import SemanticTier, question_of
 from serving.gateway.cache.single_flight import Flights, Lead
+from serving.gateway.guards.work import SLICE
 from serving.gateway.metrics import Metrics
 
 log = logging.getLogger("ratchet.gateway.cache")
@@ -133,11 +138,15 @@ class ResponseCache:
         self._flights: Flights[Answer] = Flights(exact.wait_seconds, clock)
         self._solo: dict[bytes, float] = {}
         self.purges = 0
-        self._purged: deque[tuple[int, str | None, str | None]] = deque(maxlen=100)
+        self._sharing: set[asyncio.Task[None]] = set()
+        self._purged: deque[tuple[int, Purge]] = deque(maxlen=100)
+        self._file, self._heard = PurgeFile(settings), Heard()
+        self._seen = self._file.signature()
+        self._follower: asyncio.Task[None] | None = None
         self.redis: RedisTier | None = None
         if settings.redis_url and exact.enabled:
             self.redis = RedisTier(
-                settings.redis_url, exact.timeout_ms, self._forget,
+                settings.redis_url, exact.timeout_ms, self._told,
                 lambda what: metrics.cache_failures.labels("redis", what).inc(),
             )  # fmt: skip
         self.semantic = semantic
@@ -152,12 +161,17 @@ class ResponseCache:
     async def start(self) -> None:
         """An unreachable store is an outage and no error. Raises ConfigError for a semantic tier
         whose model is not installed."""
+        self._heard.know(await asyncio.to_thread(self._file.read))
         if self.redis:
             await self.redis.start()
         if self.semantic:
             await self.semantic.start()
+        self._follower = asyncio.create_task(self._follow(), name="follow-purges")
 
     async def close(self) -> None:
+        if self._follower is not None:
+            self._follower.cancel()
+        await asyncio.gather(*self._sharing, return_exceptions=True)
         if self.redis:
             await self.redis.close()
         if self.semantic:
@@ -209,7 +223,7 @@ class ResponseCache:
                 began = self._clock()
                 found = await self.redis.get(scope)
                 self._seconds["redis"].observe(self._clock() - began)
-                if found is not None:
+                if found is not None and not self._outdated(flight):
                     self.memory.put(scope, *found)
                     return self._landed("redis", flight, lead, found[0])
                 self._misses["redis"].inc()
@@ -219,7 +233,7 @@ class ResponseCache:
                 near = await self.semantic.find(scope)
                 self._seconds["semantic"].observe(self._clock() - began)
                 flight.vector = near.vector
-                if near.answer is not None and not near.verify:
+                if near.answer is not None and not near.verify and not self._outdated(flight):
                     return self._landed("semantic", flight, lead, near.answer)
                 flight.rival = near.answer
                 self._misses["semantic"].inc()
@@ -233,22 +247,42 @@ class ResponseCache:
         on = self.semantic is not None and self.config.semantic.enabled
         return on and question_of(scope.request) is not None
 
-    async def purge(self, *, release: str | None = None, model: str | None = None) -> int:
-        """Forget, in every tier and every worker that shares Redis, what a release (or target) or
-        a logical model answered; neither: everything. How many answers that were; raises what a
-        store raises that does not answer."""
-        count = await self._forget(release, model)
+    # -- purges -----------------------------------------------------------------------------------
+
+    async def forget(self, what: Purge) -> int:
+        """Forget what is meant, also what is still being answered. How many answers of this
+        process that were."""
+        self.purges += 1
+        self._purged.append((self.purges, what))
         if self.redis:
-            count += await self.redis.purge(release, model)
+            self.redis.forget(what)
+        count = await self.memory.purge(what)
         if self.semantic:
-            count += await self.semantic.purge(release, model)
+            try:
+                count += await self.semantic.purge(what)
+            except Exception as error:  # a server that is away; whoever purges meets it as well
+                log.error("the semantic cache forgot nothing: %s", type(error).__name__)
         return count
 
-    async def _forget(self, release: str | None, model: str | None) -> int:
-        """Of this process; also what is still being answered."""
-        self.purges += 1
-        self._purged.append((self.purges, release, model))
-        return await self.memory.purge(release, model)
+    async def _told(self, told: list[bytes]) -> None:
+        """These are the purges that were announced."""
+        if self._follower is None:  # they were before this worker had anything
+            self._heard.know(told)
+            return
+        for what in self._heard.fresh(told):
+            await self.forget(what)
+
+    async def _follow(self) -> None:
+        """Look at the file of announcements for ever."""
+        while True:
+            await asyncio.sleep(purges.LOOK_SECONDS)
+            try:
+                seen = self._file.signature()
+                if seen != self._seen:
+                    await self._told(await asyncio.to_thread(self._file.read))
+                    self._seen = seen
+            except Exception:  # a bug or a broken disk must not end the task
+                log.exception("purges cannot be followed")
 
     def _outdated(self, flight: Flight) -> bool:
         """Whether what it answers was purged since it began; sure for 100 purges."""
@@ -256,10 +290,8 @@ class ResponseCache:
             return False
         if self.purges - flight.began > len(self._purged):
             return True
-        scope = flight.scope
         return any(
-            number > flight.began and matches(scope.target, scope.model, release, model)
-            for number, release, model in self._purged
+            number > flight.began and what.means(flight.scope) for number, what in self._purged
         )
 
     # -- what a flight ends with ------------------------------------------------------------------
@@ -285,11 +317,37 @@ class ResponseCache:
         self._metrics.cache_stored.labels("memory").inc()
         if lead is not None:
             self._flights.land(lead, answer)
-        if self.redis is not None and self.redis.put(scope, answer, exact.ttl_seconds):
+        if self.redis is not None or flight.vector is not None:
+            self._share(flight, answer)
+        return True
+
+    def _share(self, flight: Flight, answer: Answer) -> None:
+        """To the tiers outside of this process, unless it is personal."""
+        if len(answer.body) <= SLICE:
+            self._shared(flight, answer, personal(said(answer)))
+        else:
+            task = asyncio.ensure_future(self._share_later(flight, answer))
+            self._sharing.add(task)
+            task.add_done_callback(self._sharing.discard)
+
+    async def _share_later(self, flight: Flight, answer: Answer) -> None:
+        found = await asyncio.to_thread(lambda: personal(said(answer)))
+        if not self._outdated(flight):
+            self._shared(flight, answer, found)
+
+    def _shared(self, flight: Flight, answer: Answer, is_personal: bool) -> None:
+        """The key in Redis is a hash; in Qdrant the question itself stands beside the answer."""
+        scope = flight.scope
+        if is_personal:
+            self._metrics.cache_refused.labels("private").inc()
+            return
+        if self.redis is not None and self.redis.put(scope, answer, self.config.exact.ttl_seconds):
             self._metrics.cache_stored.labels("redis").inc()
         if self.semantic is not None and flight.vector is not None:
-            self.semantic.put(scope, flight.vector, answer, flight.rival)
-        return True
+            if personal(question_of(scope.request) or ""):
+                self._metrics.cache_refused.labels("private").inc()
+            else:
+                self.semantic.put(scope, flight.vector, answer, flight.rival)
 
     def failed(self, lead: Lead[Answer] | None) -> None:
         if lead is not None:

@@ -29,6 +29,7 @@ from serving.gateway.api_request import ApiRequest
 from serving.gateway.cache.answer import Answer
 from serving.gateway.cache.config import Semantic
 from serving.gateway.cache.meaning import fingerprint
+from serving.gateway.cache.purges import Purge
 from serving.gateway.cache.scope import Scope
 from serving.gateway.cache.vectors import Found, VectorStore, Wanted, open_vectors
 from serving.gateway.metrics import Metrics
@@ -180,8 +181,10 @@ class SemanticTier:
         self._writes.add(task)
         task.add_done_callback(self._writes.discard)
 
-    async def purge(self, release: str | None, model: str | None) -> int:
-        return await self._in_thread(lambda: self._opened().purge(release, model))
+    async def purge(self, what: Purge) -> int:
+        """Forget what is meant, all that waits to be written included. Raises what the store
+        raises."""
+        return await self._in_thread(lambda: self._opened().purge(what))
 
     # -- in the thread ---------------------------------------------------------------------------
 

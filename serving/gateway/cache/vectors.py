@@ -10,13 +10,16 @@ from __future__ import annotations
 import shutil
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 from contracts.settings import Settings
 from serving.gateway.cache.config import Semantic
+from serving.gateway.cache.purges import Purge
 
 NAME = "question"
+COLLECTION = "ratchet-cache-"
 #: What a query is filtered by and what a purge names: keywords with an index.
 KEYWORDS = ("tenant", "scope", "same", "release", "model")
 #: Seconds between two removals of what has ended; until then the filter hides it.
@@ -49,8 +52,8 @@ class VectorStore(Protocol):
         self, identity: str, vector: list[float], want: Wanted, payload: dict[str, Any]
     ) -> None: ...
 
-    def purge(self, release: str | None, model: str | None) -> int:
-        """Remove what matches all that is given; how many points that were."""
+    def purge(self, what: Purge) -> int:
+        """Remove what is meant; how many points that were."""
         ...
 
     def close(self) -> None: ...
@@ -63,16 +66,31 @@ def open_vectors(settings: Settings, config: Semantic, digest: str) -> VectorSto
         digest: names the embedding model: vectors of two models never stand in one collection.
     """
     if settings.qdrant_url:
-        from qdrant_client import QdrantClient
-
-        client = QdrantClient(
-            url=settings.qdrant_url,
-            api_key=settings.qdrant_api_key,
-            timeout=max(1, config.budget_ms // 1000),
-            check_compatibility=False,  # a request more at every start
-        )
-        return ServerVectors(client, f"ratchet-cache-{digest}")
+        client = _client(settings, max(1, config.budget_ms // 1000))
+        return ServerVectors(client, f"{COLLECTION}{digest}")
     return EdgeVectors(config.max_entries)
+
+
+def every_collection(settings: Settings) -> Iterator[ServerVectors]:
+    """What the caches of all embedding models have on the server at QDRANT_URL."""
+    client = _client(settings, 10)
+    try:
+        for found in client.get_collections().collections:
+            if found.name.startswith(COLLECTION):
+                yield ServerVectors(client, found.name)
+    finally:
+        client.close()
+
+
+def _client(settings: Settings, seconds: int) -> Any:
+    from qdrant_client import QdrantClient
+
+    return QdrantClient(
+        url=settings.qdrant_url,
+        api_key=settings.qdrant_api_key,
+        timeout=seconds,
+        check_compatibility=False,  # a request more at every start
+    )
 
 
 class EdgeVectors:
@@ -126,13 +144,14 @@ class EdgeVectors:
         self._shards[0][1].update(edge.UpdateOperation.upsert_points([point]))
         self._added += 1
 
-    def purge(self, release: str | None, model: str | None) -> int:
+    def purge(self, what: Purge) -> int:
         import qdrant_edge as edge
 
-        given = [(key, value) for key, value in (("release", release), ("model", model)) if value]
         meant = edge.Filter(
             must=[
-                edge.FieldCondition(key=key, match=edge.MatchValue(value)) for key, value in given
+                edge.FieldCondition(key=key, match=edge.MatchValue(value))
+                for key, value in what._asdict().items()
+                if value is not None
             ]
         )
         count = 0
@@ -217,7 +236,7 @@ class ServerVectors:
                 wait=False,
             )
 
-    def purge(self, release: str | None, model: str | None) -> int:
+    def purge(self, what: Purge) -> int:
         from qdrant_client import models
 
         if not self._client.collection_exists(self.collection):
@@ -225,8 +244,8 @@ class ServerVectors:
         meant = models.Filter(
             must=[
                 models.FieldCondition(key=key, match=models.MatchValue(value=value))
-                for key, value in (("release", release), ("model", model))
-                if value
+                for key, value in what._asdict().items()
+                if value is not None
             ]
         )
         count: int = self._client.count(self.collection, meant, exact=True).count

@@ -8,13 +8,14 @@ A system prompt that the model retells in other words, or encodes, is not found.
 from __future__ import annotations
 
 import re
-from collections import OrderedDict
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from hashlib import blake2b
 
 from contracts.errors import ConfigError
 from serving.gateway.guards.normalise import normalise
 from serving.gateway.guards.patterns import Piece
+from serving.gateway.guards.recent import Recent
 
 #: Words of system prompts that are remembered, and the longest word and gap inside a leak.
 INDEXED, LONGEST, GAP = 4096, 64, 32
@@ -39,13 +40,10 @@ class Index(dict[str, tuple[int, ...]]):
         return b"\1" * words in known
 
 
-class Literals:
-    """Exact strings. None of them stands inside another, so of two the first is meant."""
+class _Waiting(ABC):
+    """``feed`` pieces of a text, take settled ones; ``close`` settles the rest."""
 
-    def __init__(self, strings: Sequence[str]) -> None:
-        self._strings = strings
-        self._shape = re.compile("|".join(map(re.escape, strings)))
-        self._text = ""
+    _text = ""  # what waits
 
     @property
     def held(self) -> int:
@@ -56,6 +54,17 @@ class Literals:
 
     def close(self) -> list[Piece]:
         return self._settle("", True)
+
+    @abstractmethod
+    def _settle(self, text: str, last: bool) -> list[Piece]: ...
+
+
+class Literals(_Waiting):
+    """Exact strings. None of them stands inside another, so of two the first is meant."""
+
+    def __init__(self, strings: Sequence[str]) -> None:
+        self._strings = strings
+        self._shape = re.compile("|".join(map(re.escape, strings)))
 
     def _settle(self, text: str, last: bool) -> list[Piece]:
         self._text += text
@@ -100,22 +109,15 @@ def read_canaries(value: str, where: str) -> tuple[str, ...]:
 
 
 class PromptIndex:
-    """Where the words of system prompts stand, remembered by the prompts' hash (at most 64)."""
+    """Where the words of system prompts stand."""
 
     def __init__(self) -> None:
-        self._known: OrderedDict[bytes, Index] = OrderedDict()
+        self._known: Recent[Index] = Recent(64)
 
     def __call__(self, prompts: Iterable[str]) -> Index:
         prompts = list(prompts)
         key = blake2b("\0".join(prompts).encode("utf-8", "surrogatepass"), digest_size=16).digest()
-        found = self._known.get(key)
-        if found is None:
-            found = self._known[key] = _indexed(prompts)
-            if len(self._known) > 64:
-                self._known.popitem(last=False)
-        else:
-            self._known.move_to_end(key)
-        return found
+        return self._known.get(key, lambda: _indexed(prompts))
 
 
 def _indexed(prompts: list[str]) -> Index:
@@ -132,7 +134,7 @@ def _indexed(prompts: list[str]) -> Index:
     return index
 
 
-class PromptParts:
+class PromptParts(_Waiting):
     """Runs of ``words`` or more words that stand in the system prompt in the same order.
 
     Words are compared as normalised. A word of over LONGEST characters, or a gap of over GAP,
@@ -141,7 +143,7 @@ class PromptParts:
 
     def __init__(self, index: Index, words: int) -> None:
         self._index, self._words = index, words
-        self._text, self._base = "", 0  # what waits, and where in the whole text it begins
+        self._base = 0  # where in the whole text begins what waits
         # Places in the whole text from here on.
         self._at = 0  # up to here its words are known
         self._end = 0  # where the last matching word ended
@@ -149,16 +151,6 @@ class PromptParts:
         self._runs: dict[int, int] = {}  # place in the prompt -> words of the run that ends there
         self._leaking = self._again = self._in_word = False
         self._out: list[Piece] = []
-
-    @property
-    def held(self) -> int:
-        return len(self._text)
-
-    def feed(self, text: str) -> list[Piece]:
-        return self._settle(text, False)
-
-    def close(self) -> list[Piece]:
-        return self._settle("", True)
 
     def _settle(self, text: str, last: bool) -> list[Piece]:
         self._text += text

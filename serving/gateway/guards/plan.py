@@ -16,6 +16,7 @@ from serving.gateway.guards.policy import (
     LeakGuard,
     PassagesGuard,
     PiiGuard,
+    PresidioConfig,
     SchemaGuard,
     SecretsGuard,
 )
@@ -75,11 +76,13 @@ class Part:
 class Plan:
     """One policy: its parts by side and place, and a version that a cache key can hold.
 
-    ``entities``: what Presidio is asked for, as kinds of findings.
+    ``presidio``: what guards with this engine find, as kinds of findings, follows from it.
     """
 
-    def __init__(self, policy: GuardPolicy, entities: Sequence[str] = ()) -> None:
+    def __init__(self, policy: GuardPolicy, presidio: PresidioConfig | None = None) -> None:
         given, back = policy.input, policy.output
+        entities = [name.lower() for name in presidio.entities] if presidio else []
+        asked = any(guard and guard.engine == "presidio" for guard in (given.pii, back.pii))
         self.input, self.input_later = _parts(
             {"pii": given.pii, "secrets": given.secrets, "injection": given.injection}, entities
         )
@@ -90,7 +93,9 @@ class Plan:
         self.passages: PassagesGuard | None = given.passages
         names = {*_SOURCES}
         self.version = text_sha(
-            policy.model_dump_json(by_alias=True) + "".join(version(n) for n in sorted(names))
+            policy.model_dump_json(by_alias=True)
+            + (presidio.model_dump_json() if presidio and asked else "")
+            + "".join(version(n) for n in sorted(names))
         )[:16]
 
 

@@ -31,7 +31,7 @@ def require_presidio() -> None:
         raise ConfigError(
             "A guard policy asks for the engine presidio, which is not installed.",
             where="guards.policies, engine: presidio",
-            next="pip install presidio-analyzer and a spaCy pipeline, or use engine: patterns",
+            next="pip install .[presidio] and a spaCy pipeline, or use engine: patterns",
         )
 
 
@@ -45,10 +45,16 @@ class Pool:
         self._replacing: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
-        """Start the workers; raises ServiceError when one cannot work."""
-        async with asyncio.TaskGroup() as group:
-            for _ in range(self._config.workers):
-                group.create_task(self._add())
+        """Start the workers. Raises ServiceError when one cannot work; then none is left."""
+        tasks = [asyncio.ensure_future(self._add()) for _ in range(self._config.workers)]
+        try:
+            await asyncio.gather(*tasks)
+        except BaseException:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await self.close()
+            raise
 
     async def find(self, texts: list[str], seconds: float) -> list[list[Found]]:
         """The findings of each text. Raises TimeoutError, also when no worker is free in time, and
@@ -82,6 +88,13 @@ class Pool:
         try:
             async with asyncio.timeout(self._config.start_seconds):
                 answer = await _asked(worker, self._config.model_dump(mode="json"))
+        except TimeoutError:
+            await self._end(worker)
+            raise ServiceError(
+                f"Presidio did not start within {self._config.start_seconds:g} s.",
+                where="guards.presidio.start_seconds",
+                next="allow it more seconds, or name a smaller spaCy pipeline",
+            ) from None
         except BaseException:
             await self._end(worker)
             raise
@@ -105,7 +118,7 @@ class Pool:
         while True:
             try:
                 return await self._add()
-            except (ServiceError, OSError, TimeoutError) as error:
+            except (ServiceError, OSError) as error:
                 log.error("a worker of Presidio cannot be replaced: %s", type(error).__name__)
             await asyncio.sleep(wait)
             wait = min(60.0, wait * 2)

@@ -20,9 +20,12 @@ def analyser(config: dict[str, Any]) -> Any:
     """texts -> spans, by the entity recogniser of a spaCy pipeline."""
     # Optional: guards/presidio.py refuses the configuration where they are not installed.
     spacy: Any = importlib.import_module("spacy")
+    # Presidio imports it for an engine that is not used here: 5 s and 260 MB of each worker.
+    sys.modules["transformers"] = None  # type: ignore[assignment]
     presidio: Any = importlib.import_module("presidio_analyzer")
     engines: Any = importlib.import_module("presidio_analyzer.nlp_engine")
     known: Any = importlib.import_module("presidio_analyzer.predefined_recognizers")
+    del sys.modules["transformers"]  # the pipeline may need it
     language, model = config["language"], config["model"]
     if not (spacy.util.is_package(model) or Path(model).is_dir()):
         raise ValueError(f"the spaCy pipeline {model!r} is not installed and no folder")

@@ -2,24 +2,22 @@
 
 Patterns cost microseconds for a prompt and run where they are called. A long text is read in
 pieces of about a millisecond, and the event loop turns between them; that is also where the latency
-budget is looked at. Presidio runs in processes of its own. What mode ``async`` asks for is done by
-one task behind a bounded queue, and only reported.
+budget is looked at. Presidio runs in processes of its own, what mode ``async`` asks for when the
+answer is on its way (later.py).
 """
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar
 
 from resources.recognisers.spans import Found, without_overlap
 from serving.gateway.api_request import ApiRequest
 from serving.gateway.envelope import ApiError
 from serving.gateway.guards import texts
+from serving.gateway.guards.budget import Budget
 from serving.gateway.guards.injection import score
+from serving.gateway.guards.later import Later
 from serving.gateway.guards.leak import (
     MIN_WORDS,
     Index,
@@ -39,19 +37,15 @@ from serving.gateway.guards.texts import Slot
 from serving.gateway.guards.verdict import Placeholders, Verdict
 from serving.gateway.guards.work import (
     SLICE,
-    Work,
     fed,
     finding,
     injected,
     judge,
-    looked_at,
     replace,
     spans,
 )
 from serving.gateway.metrics import Metrics
 
-log = logging.getLogger("ratchet.gateway.guards")
-T = TypeVar("T")
 #: (response id, verdict): what a guard in mode async found.
 Report = Callable[[str, Verdict], None]
 NO_PLAN = Plan(GuardPolicy())
@@ -76,29 +70,27 @@ class Guards:
     ) -> None:
         self._metrics, self._report = metrics, report
         self._seconds = {side: metrics.guard_seconds.labels(side) for side in ("input", "output")}
-        entities = [name.lower() for name in config.presidio.entities] if config.presidio else []
-        self._plans = {name: Plan(policy, entities) for name, policy in config.policies.items()}
+        self._plans = {
+            name: Plan(policy, config.presidio) for name, policy in config.policies.items()
+        }
         name = config.canaries_env
         self._canaries = read_canaries(environ.get(name, ""), name) if name else ()
         self._prompts, self._schemas = PromptIndex(), Schemas()
+        self._budget = Budget(metrics)
         self._pool: Pool | None = None
         if config.presidio:
             require_presidio()
             self._pool = Pool(config.presidio)
-        self._queue: asyncio.Queue[tuple[str, Callable[[], Work[Verdict]]]]
-        self._queue = asyncio.Queue(config.later)
-        self._worker: asyncio.Task[None] | None = None
+        self._later = Later(config.later, metrics, self._found_later)
 
     async def start(self) -> None:
         """Start what runs beside requests. Raises ServiceError when Presidio does not start."""
         if self._pool:
             await self._pool.start()
-        self._worker = asyncio.ensure_future(self._work_later())
+        self._later.start()
 
     async def close(self) -> None:
-        if self._worker:
-            self._worker.cancel()
-            await asyncio.gather(self._worker, return_exceptions=True)
+        await self._later.close()
         if self._pool:
             await self._pool.close()
 
@@ -128,14 +120,12 @@ class Guards:
                 verdict.block("content_blocked", "Send text: token ids cannot be checked.", "input")
                 return verdict
             with self._seconds["input"].time():
-                await self._injection(part, slots, verdict)
-                if verdict.error is None:
-                    await self._patterns(part, slots, verdict)
+                await self._read(part, slots, verdict)
             self._count(verdict)
         if plan.input_later and verdict.error is None:
             later = plan.input_later
             frozen = [Slot(s.where, s.role, [s.text], 0) for s in slots]
-            self._later(response_id, lambda: looked_at(later, frozen))
+            self._later.put(response_id, lambda: self._read(later, frozen, Verdict("input")))
         return verdict
 
     def check_passages(
@@ -182,17 +172,11 @@ class Guards:
         ``promised``: ``response_format`` is about this text (it is not about arguments of calls).
         """
         plan = self._plan(policy)
-        part, verdict = plan.output, Verdict("output", text=text)
-        if part:
+        verdict = Verdict("output", text=text)
+        if plan.output:
             with self._seconds["output"].time():
-                guard = self._stream(part, request, prompts, text)
-                if guard:
-                    verdict = await self._whole(part, guard, text)
-                if part.presidio and verdict.error is None:
-                    await self._presidio_output(part, verdict)
-                if promised:
-                    self._schema(part, request, text, verdict)
-        self._finish(plan, text, request, prompts, response_id)
+                verdict = await self._read_answer(plan.output, text, request, prompts, promised)
+        self._finish(plan, text, request, prompts, response_id, promised)
         self._count(verdict)
         return verdict
 
@@ -210,7 +194,7 @@ class Guards:
         verdict = guard.verdict if guard else Verdict("output")
         if plan.output:
             self._schema(plan.output, request, text, verdict, too_late=True)
-        self._finish(plan, text, request, None, response_id)
+        self._finish(plan, text, request, None, response_id, True)
         self._count(verdict)
         return verdict
 
@@ -224,13 +208,36 @@ class Guards:
             raise ApiError("guard_unavailable", "The guard policy of this key does not exist.")
         return plan
 
+    async def _read(self, part: Part, slots: list[Slot], verdict: Verdict) -> Verdict:
+        """What a request says, into the verdict and, redacted, back into its texts."""
+        await self._injection(part, slots, verdict)
+        if verdict.error is None:
+            await self._patterns(part, slots, verdict)
+        return verdict
+
+    async def _read_answer(
+        self,
+        part: Part,
+        text: str,
+        request: ApiRequest,
+        prompts: Sequence[str] | None,
+        promised: bool,
+    ) -> Verdict:
+        guard = self._stream(part, request, prompts, text)
+        verdict = await self._whole(part, guard, text) if guard else Verdict("output", text=text)
+        if part.presidio and verdict.error is None:
+            await self._presidio_output(part, verdict)
+        if promised:
+            self._schema(part, request, text, verdict)
+        return verdict
+
     async def _patterns(self, part: Part, slots: list[Slot], verdict: Verdict) -> None:
         """Personal data and secrets; texts are replaced when nothing is blocked."""
         guards = part.patterns
         if not guards:
             return
         name = "pii" if part.pii else "secrets"
-        found = await self._in_time(guards, name, spans(slots), verdict)
+        found = await self._budget.spend(guards, name, spans(slots), verdict)
         if found is None:
             return
         if part.presidio and part.pii:
@@ -247,7 +254,9 @@ class Guards:
         guard = part.injection
         if guard is None:
             return
-        found = await self._in_time([guard], "injection", injected(slots, guard.threshold), verdict)
+        found = await self._budget.spend(
+            [guard], "injection", injected(slots, guard.threshold), verdict
+        )
         for rule, place in found or []:
             verdict.add(finding("injection", rule, place, guard), guard)
         if found and guard.enforced:
@@ -258,7 +267,7 @@ class Guards:
     async def _whole(self, part: Part, guard: StreamGuard, text: str) -> Verdict:
         guards = [one for one in (part.pii, part.secrets, part.leak) if one]
         name = "pii" if part.pii else "secrets" if part.secrets else "leak"
-        shown = await self._in_time(guards, name, fed(guard, text), guard.verdict)
+        shown = await self._budget.spend(guards, name, fed(guard, text), guard.verdict)
         guard.verdict.text = text if shown is None else shown
         return guard.verdict
 
@@ -270,8 +279,7 @@ class Guards:
         try:
             return await self._pool.find(found, guard.budget_ms / 1000)
         except Exception as error:
-            outcome = "timeout" if isinstance(error, TimeoutError) else "error"
-            self._failed("pii", [guard], outcome, verdict)
+            self._budget.failed("pii", [guard], error, verdict)
         return [[] for _ in found]
 
     async def _presidio_output(self, part: Part, verdict: Verdict) -> None:
@@ -318,41 +326,6 @@ class Guards:
             windows.append(HoldBack())
         return StreamGuard(windows, part.rules) if windows else None
 
-    # -- deadlines, failures, numbers ----------------------------------------------------------
-
-    async def _in_time(
-        self, guards: Sequence[Guard], name: str, work: Work[T], verdict: Verdict
-    ) -> T | None:
-        """The work's result; None when it failed or the shortest budget was over, which the
-        verdict then says."""
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + min(guard.budget_ms for guard in guards) / 1000
-        try:
-            while True:
-                next(work)
-                if loop.time() > deadline:
-                    raise TimeoutError
-                await asyncio.sleep(0)
-        except StopIteration as done:
-            result: T = done.value
-            return result
-        except TimeoutError:
-            self._failed(name, guards, "timeout", verdict)
-        except ApiError as error:
-            verdict.block(error.code, error.message)
-        except Exception as error:
-            log.error("guard %s failed: %s", name, type(error).__name__)
-            self._failed(name, guards, "error", verdict)
-        return None
-
-    def _failed(self, name: str, guards: Sequence[Guard], outcome: str, verdict: Verdict) -> None:
-        closed = any(guard.on_timeout == "closed" and guard.enforced for guard in guards)
-        policy = "closed" if closed else "open"
-        verdict.failures.append(f"{name}: {outcome}, {policy}")
-        self._metrics.guard_failures.labels(name, outcome, policy).inc()
-        if closed:
-            verdict.block("guard_unavailable", f"The guard '{name}' did not answer in time.")
-
     def _count(self, verdict: Verdict) -> None:
         for one in verdict.findings:
             action = one.action if one.enforced else "flag"
@@ -367,43 +340,17 @@ class Guards:
         request: ApiRequest,
         prompts: Sequence[str] | None,
         response_id: str,
+        promised: bool,
     ) -> None:
         later = plan.output_later
         if later:
-            self._later(response_id, lambda: self._looked_back(later, text, request, prompts))
+            self._later.put(
+                response_id, lambda: self._read_answer(later, text, request, prompts, promised)
+            )
 
-    def _looked_back(
-        self, part: Part, text: str, request: ApiRequest, prompts: Sequence[str] | None
-    ) -> Work[Verdict]:
-        guard = self._stream(part, request, prompts)
-        if guard:
-            yield from fed(guard, text)
-        verdict = guard.verdict if guard else Verdict("output")
-        self._schema(part, request, text, verdict)
-        return verdict
-
-    def _later(self, response_id: str, work: Callable[[], Work[Verdict]]) -> None:
-        try:
-            self._queue.put_nowait((response_id, work))
-        except asyncio.QueueFull:
-            self._metrics.guard_dropped.inc()
-
-    async def _work_later(self) -> None:
-        while True:
-            response_id, make = await self._queue.get()
-            work = make()
-            try:
-                while True:
-                    next(work)
-                    await asyncio.sleep(0)
-            except StopIteration as done:
-                self._count(done.value)
-                with contextlib.suppress(Exception):
-                    self._report(response_id, done.value)
-            except Exception as error:
-                log.error("a guard out of band failed: %s", type(error).__name__)
-                self._metrics.guard_failures.labels("async", "error", "open").inc()
-            await asyncio.sleep(0)
+    def _found_later(self, response_id: str, verdict: Verdict) -> None:
+        self._count(verdict)
+        self._report(response_id, verdict)
 
 
 def _passage(text: str, guard: PassagesGuard) -> str | None:

@@ -7,19 +7,19 @@ engine without backtracking.
 from __future__ import annotations
 
 import json
-from collections import OrderedDict
+from hashlib import blake2b
 from typing import Any
 
 import jsonschema_rs
 
-from contracts.digests import text_sha
+from serving.gateway.guards.recent import Recent
 
 
 class Schemas:
     """Compiled schemas, the last 128 of them."""
 
     def __init__(self) -> None:
-        self._known: OrderedDict[str, Any] = OrderedDict()
+        self._known: Recent[Any] = Recent(128)
 
     def problem(self, response_format: Any, text: str) -> str | None:
         """``not_json`` or ``invalid``; ``bad_schema`` when the schema itself cannot be used; None
@@ -43,19 +43,15 @@ class Schemas:
             return "bad_schema"
 
     def _validator(self, schema: Any) -> Any:
-        key = text_sha(json.dumps(schema, sort_keys=True))
-        found = self._known.get(key)
-        if found is None:
-            found = self._known[key] = jsonschema_rs.validator_for(
+        text = json.dumps(schema, sort_keys=True).encode()
+        return self._known.get(
+            blake2b(text, digest_size=16).digest(),
+            lambda: jsonschema_rs.validator_for(
                 schema,
                 retriever=_nowhere,
                 pattern_options=jsonschema_rs.RegexOptions(size_limit=1 << 20),
-            )
-            if len(self._known) > 128:
-                self._known.popitem(last=False)
-        else:
-            self._known.move_to_end(key)
-        return found
+            ),
+        )
 
 
 def _nowhere(address: str) -> Any:

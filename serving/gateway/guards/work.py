@@ -27,19 +27,6 @@ SLICE = 8192
 READ_AS_DATA = {"user": False, "tool": True, "function": True}
 
 
-def looked_at(part: Part, slots: list[Slot]) -> Work[Verdict]:
-    """Everything that the later part of an input policy finds."""
-    verdict = Verdict("input")
-    if part.patterns:
-        found = yield from spans(slots)
-        judge(part, slots, found, verdict)
-    if part.injection:
-        hit = yield from injected(slots, part.injection.threshold)
-        for rule, place in hit:
-            verdict.add(finding("injection", rule, place, part.injection), part.injection)
-    return verdict
-
-
 def spans(slots: list[Slot]) -> Work[list[list[Found]]]:
     """Findings by pattern in each text; a pause after every SLICE characters."""
     found, since = [], 0

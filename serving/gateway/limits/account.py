@@ -153,6 +153,21 @@ class Account:
                 return Refusal(name, rules.scope, left)
         return None
 
+    def ample(self, rules: Rules, now: float, calendar: Calendar, tokens: int, cost: int) -> bool:
+        """Whether a request of that size would leave nine tenths of every limit on tokens and money
+        free, reservations included."""
+        if rules.tokens is not None:
+            self.tokens.prune(now)
+            if 10 * (self.tokens.total + tokens) > rules.tokens:
+                return False
+        if rules.day is None and rules.month is None:
+            return True
+        self.roll(calendar)
+        more = self.held + cost
+        return (rules.day is None or 10 * (self.day_spent + more) <= rules.day) and (
+            rules.month is None or 10 * (self.month_spent + more) <= rules.month
+        )
+
     def roll(self, calendar: Calendar) -> None:
         """Begin a new day or month. A clock that went back changes nothing."""
         if calendar.day > self.day:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import os
 import sqlite3
@@ -24,10 +25,12 @@ _ADD = (
 )
 
 
+@functools.lru_cache(4)
 def day_period(day: int) -> str:
     return f"d{day:06d}"
 
 
+@functools.lru_cache(4)
 def month_period(month: int) -> str:
     return f"m{month:06d}"
 

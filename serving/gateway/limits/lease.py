@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from types import TracebackType
 from typing import Protocol, Self
@@ -60,10 +61,10 @@ class Lease:
             self.open = False
             self._holder.settle(self, tokens, cost)
 
-    def headers(self) -> dict[str, str]:
-        """``x-ratelimit-*`` of the key, as OpenAI names them; empty without limits."""
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """``x-ratelimit-*`` of the key, as OpenAI names them; none without limits."""
         if self.rules is None:
-            return {}
+            return []
         return ratelimit_headers(self.rules, *self.remaining)
 
     def __enter__(self) -> Self:
@@ -94,6 +95,11 @@ class Limiter(Protocol):
         limits_unavailable."""
         ...
 
+    def ample(self, principal: Principal, *, tokens: int, cost: float, session: str = "") -> bool:
+        """Whether a request of that size would be far from every limit on tokens and money, so that
+        reserving too much for it takes nothing from others. False when this worker cannot tell."""
+        ...
+
     def configure(self, config: Limits) -> None:
         """Use other limits from the next request on. The backend stays."""
         ...
@@ -107,20 +113,30 @@ class Limiter(Protocol):
         ...
 
 
-def ratelimit_headers(rules: Rules, requests: int, tokens: int) -> dict[str, str]:
+def ratelimit_headers(rules: Rules, requests: int, tokens: int) -> list[tuple[bytes, bytes]]:
     """Headers of a key's rules, given what remains. A window that was just used is empty again
     after its whole length."""
-    found = {}
-    reset = f"{math.ceil(rules.window)}s"
+    found: list[tuple[bytes, bytes]] = []
     for name, limit, left in (
         ("requests", rules.requests, requests),
         ("tokens", rules.tokens, tokens),
     ):
         if limit is not None:
-            found[f"x-ratelimit-limit-{name}"] = str(limit)
-            found[f"x-ratelimit-remaining-{name}"] = str(max(0, left))
-            found[f"x-ratelimit-reset-{name}"] = reset
+            most, remaining, reset = _fixed(name, limit, rules.window)
+            found += (most, (remaining, b"%d" % max(0, left)), reset)
     return found
+
+
+@functools.lru_cache(4096)
+def _fixed(
+    name: str, limit: int, window: float
+) -> tuple[tuple[bytes, bytes], bytes, tuple[bytes, bytes]]:
+    """What is the same in the headers of every request of a key."""
+    return (
+        (f"x-ratelimit-limit-{name}".encode(), b"%d" % limit),
+        f"x-ratelimit-remaining-{name}".encode(),
+        (f"x-ratelimit-reset-{name}".encode(), b"%ds" % math.ceil(window)),
+    )
 
 
 def refused(refusal: Refusal, metrics: Metrics) -> ApiError:

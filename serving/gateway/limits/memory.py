@@ -72,17 +72,31 @@ class MemoryLimiter:
     ) -> Lease:
         return self.take(principal, tokens=tokens, cost=cost, session=session)
 
-    def take(self, principal: Principal, *, tokens: int, cost: float, session: str = "") -> Lease:
-        """:meth:`reserve`, for callers that are not coroutines."""
-        if self._lost:
-            self._return_lost()
+    def ample(self, principal: Principal, *, tokens: int, cost: float, session: str = "") -> bool:
+        money, now = nano(cost), self._clock()
+        calendar = self._calendar.at(now + self._offset)
+        return all(
+            (self._accounts.get(name) or self._account(name, rules)).ample(
+                rules, now, calendar, tokens, money
+            )
+            for name, rules in self._plan(principal).of(principal, session)
+        )
+
+    def _plan(self, principal: Principal) -> Plan:
+        """What holds for a key."""
         known = self._plans.get(principal.key_id)
         if known is None or known[0] is not principal.key:
             known = self._plans[principal.key_id] = (
                 principal.key,
                 plan(self._config, principal),
             )
-        drawn = known[1].of(principal, session)
+        return known[1]
+
+    def take(self, principal: Principal, *, tokens: int, cost: float, session: str = "") -> Lease:
+        """:meth:`reserve`, for callers that are not coroutines."""
+        if self._lost:
+            self._return_lost()
+        drawn = self._plan(principal).of(principal, session)
         money = nano(cost)
         now = self._clock()
         wall = now + self._offset

@@ -149,13 +149,7 @@ class SharedLimiter(abc.ABC):
     async def reserve(
         self, principal: Principal, *, tokens: int, cost: float, session: str = ""
     ) -> Lease:
-        known = self._plans.get(principal.key_id)
-        if known is None or known[0] is not principal.key:
-            known = self._plans[principal.key_id] = (
-                principal.key,
-                plan(self._config, principal),
-            )
-        accounts = known[1].of(principal, session)
+        accounts = self._plan(principal).of(principal, session)
         if not accounts:
             return Lease(self, "", None)
         name = next(self._names)
@@ -179,6 +173,23 @@ class SharedLimiter(abc.ABC):
         local = self._local.take(principal, tokens=tokens, cost=cost, session=session)
         self._open[name] = accounts
         return Lease(self, name, local, local.rules, local.remaining)
+
+    def ample(self, principal: Principal, *, tokens: int, cost: float, session: str = "") -> bool:
+        """Only the store knows what others have used."""
+        return not any(
+            (rules.tokens, rules.day, rules.month) != (None, None, None)
+            for _, rules in self._plan(principal).of(principal, session)
+        )
+
+    def _plan(self, principal: Principal) -> Plan:
+        """What holds for a key."""
+        known = self._plans.get(principal.key_id)
+        if known is None or known[0] is not principal.key:
+            known = self._plans[principal.key_id] = (
+                principal.key,
+                plan(self._config, principal),
+            )
+        return known[1]
 
     async def _asked(
         self, name: str, accounts: Accounts, tokens: int, money: int

@@ -51,6 +51,32 @@ class TokenCounter:
     ) -> None:
         self._tokenizer, self._template, self._pool = tokenizer, template, pool
         self._longest = 0 if tokenizer is None else _longest_token(tokenizer)
+        self._frame = self._empty_chat()
+
+    @property
+    def estimates(self) -> bool:
+        """Whether there is no tokenizer: the bound is all that there is."""
+        return self._tokenizer is None
+
+    def bound(self, request: ApiRequest) -> int | None:
+        """At least as many tokens as there are, worked out in 3 us; None where only counting tells:
+        tools, whose form the template chooses, and letters that a tokenizer may take apart into
+        more than their bytes."""
+        if self._tokenizer is None:
+            return estimate(request)
+        if not self._longest and not all(map(str.isascii, request.texts())):
+            return None
+        if request.kind != "chat":
+            return estimate(request)
+        plain = "tools" not in request.body and all(len(m) == 2 for m in request.body["messages"])
+        return self._frame + estimate(request) if plain and self._frame is not None else None
+
+    def afterwards(self, request: ApiRequest) -> tuple[int, bool]:
+        """Tokens of a prompt that was not counted before it went up, and whether that is a guess:
+        a large one is taken for a quarter of its bytes. Where there is no tokenizer, the bound."""
+        if self._tokenizer is None or _size(request) <= INLINE_BYTES:
+            return self._now(request) if self._tokenizer else estimate(request), False
+        return -(-_size(request) // 4), True
 
     async def count(self, request: ApiRequest, most: int | None = None) -> int:
         """Tokens of all prompts of a request.
@@ -83,6 +109,23 @@ class TokenCounter:
                 return await loop.run_in_executor(self._pool, self._now, request)
         except TimeoutError:
             return estimate(request)
+
+    def _empty_chat(self) -> int | None:
+        """Tokens of a chat in which nothing is said: what the template adds. None for a template
+        that cannot be rendered, or that does more with a text than to write it once."""
+        if self._tokenizer is None or self._template is None:
+            return 0
+        try:
+            empty, some = (
+                self._rendered(
+                    ApiRequest("chat", "", {"messages": [{"role": "user", "content": text}]})
+                )
+                for text in ("", "x" * MARKS)
+            )
+        except Exception:  # a template can raise anything
+            return None
+        assert empty is not None and some is not None
+        return self._tokens(empty, specials=False) if len(some) - len(empty) <= MARKS else None
 
     def _now(self, request: ApiRequest) -> int:
         if request.kind == "chat":

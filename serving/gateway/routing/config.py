@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, field_validator, model_validator
 
 from contracts.errors import ConfigError
-from serving.gateway.upstream import Endpoint, Timeouts
+from serving.gateway.endpoint import Endpoint, Timeouts
 from serving.gateway.upstream_errors import Dialect
 
 Tier = Literal["fast", "standard", "complex"]
@@ -103,6 +103,7 @@ class Routing(Block):
 
     providers: dict[Name, Provider] = {}
     models: tuple[LogicalModel, ...] = ()
+    release_timeouts: Timeouts = Timeouts()  # of the engines behind channels
     retries: Retries = Retries()
     breaker: BreakerPolicy = BreakerPolicy()
     poll_seconds: PositiveFloat = 1.0  # of the engines' queues

@@ -6,10 +6,10 @@ import math
 from collections.abc import Callable, Sequence
 from hashlib import blake2b
 
+from serving.gateway.endpoint import Endpoint
 from serving.gateway.routing.breaker import Breaker
 from serving.gateway.routing.config import BreakerPolicy, Candidate, Tier
 from serving.gateway.routing.load import Load
-from serving.gateway.upstream import Endpoint
 
 
 class Health:

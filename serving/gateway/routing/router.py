@@ -25,17 +25,21 @@ from typing import Any
 import orjson
 
 from serving.gateway.api_request import ApiRequest
+from serving.gateway.endpoint import Endpoint
 from serving.gateway.metrics import Metrics
 from serving.gateway.routing import load
 from serving.gateway.routing.breaker import STATES, Breaker
 from serving.gateway.routing.budget import RetryBudget
-from serving.gateway.routing.config import TIERS, Candidate, LogicalModel, Policy, Routing, Tier
+from serving.gateway.routing.config import TIERS, Candidate, Policy, Routing, Tier
 from serving.gateway.routing.replica import Health, Replica, affine, least_loaded, weighted
 from serving.gateway.routing.tiers import Classifier
-from serving.gateway.upstream import Endpoint, UpstreamClient, UpstreamResponse
+from serving.gateway.telemetry.spans import Trace
+from serving.gateway.upstream import UpstreamClient, UpstreamResponse
 from serving.gateway.upstream_errors import FAILURES, Outcome, UpstreamError
 
 log = logging.getLogger("ratchet.gateway.routing")
+#: The provider's name of every release's engine, in metrics, spans and the request log.
+RELEASE = "release"
 #: Polls that an engine may miss before its load is no longer believed.
 MISSED_POLLS = 3
 #: A moment after which a Retry-After of 0 or a half-open probe is looked at again.
@@ -96,7 +100,7 @@ class Router:
         self._classifier = classifier or Classifier.load()
         self._salt = lru_cache(4096)(partial(_salt, salt))
         self._health: dict[tuple[str, str], Health] = {}
-        self._adhoc: dict[tuple[str, Endpoint], Route] = {}
+        self._releases: dict[str, Route] = {}  # by channel
         self._counters: dict[tuple[str, Outcome], Any] = {}
         self.budget = RetryBudget(config.retries.ratio, config.retries.burst)
         self.config = config
@@ -116,18 +120,12 @@ class Router:
             return Replica(endpoint, known, candidate)
 
         self.routes = {
-            model.name: Route(
-                name=model.name,
-                replicas=tuple(map(replica, model.candidates)),
-                policy=model.policy,
-                tiers=model.tiers,
-                defaults=model.defaults,
-            )
-            for model in config.models
+            m.name: Route(m.name, tuple(map(replica, m.candidates)), m.policy, m.tiers, m.defaults)
+            for m in config.models
         }
         # A changed policy begins with fresh breakers.
         if config.breaker != self.config.breaker:
-            releases = [route.replicas[0].health for route in self._adhoc.values()]
+            releases = [route.replicas[0].health for route in self._releases.values()]
             for known in (*health.values(), *releases):
                 known.breaker = Breaker(config.breaker)
         if config.retries != self.config.retries:
@@ -136,17 +134,27 @@ class Router:
         self._metrics.breaker.clear()
         self._metrics.upstream_queue.clear()
 
-    def route_to(self, name: str, endpoint: Endpoint) -> Route:
-        """The route of a release: one engine, known by its address for as long as it is used."""
-        found = self._adhoc.get((name, endpoint))
-        if found is None:
-            if len(self._adhoc) >= 64:  # deployments since the start
-                self._adhoc.pop(next(iter(self._adhoc)))
-            candidate = Candidate(provider=endpoint.provider, model=endpoint.model)
-            replica = Replica(endpoint, Health(self.config.breaker), candidate)
-            found = Route(name, (replica,))
-            self._adhoc[(name, endpoint)] = found
+    def route_to(self, channel: str, url: str, model: str) -> Route:
+        """The route of a channel's release: its engine is the only candidate. What is known of the
+        engine is kept while the channel stays with it."""
+        timeouts, known = self.config.release_timeouts, self._releases.get(channel)
+        health = None
+        if known is not None:
+            endpoint = known.replicas[0].endpoint
+            if (endpoint.url, endpoint.model) == (url, model):
+                if endpoint.timeouts is timeouts:
+                    return known
+                health = known.replicas[0].health
+        endpoint = Endpoint(RELEASE, url, model, "vllm", timeouts=timeouts)
+        candidate = Candidate(provider=RELEASE, model=model)
+        replica = Replica(endpoint, health or Health(self.config.breaker), candidate)
+        found = self._releases[channel] = Route(channel, (replica,))
         return found
+
+    def forget(self, channel: str) -> None:
+        """Its engine is nobody's candidate any more: it may be gone, and is not polled."""
+        self._releases.pop(channel, None)
+        self._metrics.upstream_queue.clear()  # the next poll fills it
 
     async def open(
         self,
@@ -155,19 +163,19 @@ class Router:
         *,
         tenant: str,
         request_id: str,
-        headers: Mapping[str, str] | None = None,
+        trace: Trace | None = None,
         want_text: bool = False,
     ) -> UpstreamResponse:
         """An answer whose first event, or whole body, is here.
 
         Args:
             request: its body goes up with the model's name, defaults and our own fields in it.
-            headers: lower case; trace context is forwarded.
+            trace: told of each attempt; what it says of them goes up.
 
         Raises UpstreamError: that of the last attempt.
         """
         self.budget.request()
-        outgoing = {**(headers or {}), "x-request-id": request_id}
+        trace = trace or Trace()
         tier: Tier | None = None
         if route.tiers:
             tier = self._classifier.tier(request)
@@ -182,31 +190,33 @@ class Router:
             probe = health.breaker.claim(self._clock())
             health.in_flight += 1
             attempts.count += 1
+            headers = trace.call(endpoint)
+            headers["x-request-id"] = request_id
             try:
                 response = await self._client.open(
                     endpoint,
                     request.kind,
                     self.payload(route, request, endpoint, tenant),
-                    outgoing,
+                    headers,
                     request.stream,
                     hide_usage=not request.include_usage,
                     want_text=want_text,
                 )
             except UpstreamError as error:
-                self._ended(replica, probe, error.outcome)
+                self._ended(replica, trace, probe, error.outcome)
                 self._failed(replica, attempts, error)
                 if not error.elsewhere or not self._again(attempts, error):
                     raise
             except BaseException:
-                self._ended(replica, probe, "cancelled")
+                self._ended(replica, trace, probe, "cancelled")
                 raise
             else:
                 if probe:
                     # A stream may last for minutes; the replica that began one is back.
                     health.breaker.success(self._clock(), probe)
                     self._show(replica)
-                response.on_end = partial(self._ended, replica, False)
-                response.attempts, response.tier = attempts.count, tier or ""
+                response.on_end = partial(self._ended, replica, trace, False)
+                response.tier = tier or ""
                 response.price = replica.price
                 if not request.stream:
                     response.done()  # all of it is here
@@ -243,7 +253,7 @@ class Router:
     async def _poll(self) -> None:
         """Ask each engine once, all at the same time."""
         engines: dict[str, list[Replica]] = {}
-        for route in (*self.routes.values(), *self._adhoc.values()):
+        for route in (*self.routes.values(), *self._releases.values()):
             for replica in route.replicas:
                 if replica.endpoint.dialect == "vllm":
                     engines.setdefault(replica.endpoint.url, []).append(replica)
@@ -254,8 +264,7 @@ class Router:
             for health in {id(r.health): r.health for r in replicas}.values():
                 health.heard(found, self._clock())
             gauge = self._metrics.upstream_queue
-            labels = (replicas[0].endpoint.provider, replicas[0].endpoint.model)
-            gauge.labels(*labels).set(found.waiting if found else math.nan)
+            gauge.labels(*_labels(replicas[0])).set(found.waiting if found else math.nan)
 
         await asyncio.gather(*(ask(url, replicas) for url, replicas in engines.items()))
 
@@ -342,8 +351,9 @@ class Router:
         self._metrics.retries.labels(error.outcome).inc()
         return True
 
-    def _ended(self, replica: Replica, probe: bool, outcome: Outcome) -> None:
+    def _ended(self, replica: Replica, trace: Trace, probe: bool, outcome: Outcome) -> None:
         """An attempt, or the answer that it began, has ended."""
+        trace.ended(outcome)
         health, breaker = replica.health, replica.health.breaker
         health.in_flight -= 1
         if outcome == "ok" or (outcome == "refused" and probe):  # it lives
@@ -363,8 +373,12 @@ class Router:
         counter.inc()
 
     def _show(self, replica: Replica) -> None:
-        labels = (replica.endpoint.provider, replica.endpoint.model)
-        self._metrics.breaker.labels(*labels).set(STATES[replica.health.breaker.state])
+        state = STATES[replica.health.breaker.state]
+        self._metrics.breaker.labels(*_labels(replica)).set(state)
+
+
+def _labels(replica: Replica) -> tuple[str, str]:
+    return replica.endpoint.provider, replica.endpoint.model
 
 
 def _of_tier(replicas: list[Replica], tier: Tier) -> list[Replica]:
@@ -383,6 +397,3 @@ def _salt(secret: bytes, tenant: str) -> str:
     return hmac.new(
         secret, b"cache-salt\0" + tenant.encode("utf-8", "replace"), "sha256"
     ).hexdigest()
-
-
-__all__ = ["LogicalModel", "Route", "Router"]

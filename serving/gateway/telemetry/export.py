@@ -34,7 +34,8 @@ EXPERIMENT = "ratchet-gateway"
 #: For one batch, retries included: the first takes an MLflow that has just started 8 s. Then it is
 #: dropped; the queue behind it fills up meanwhile.
 TIMEOUT = 30.0
-EVERY = 0.25
+#: Seconds between two batches: each costs 2 ms in the client that sends it.
+EVERY = 0.5
 #: Requests in one batch: 512 spans.
 BATCH = 256
 #: Between two questions for the experiment's id.

@@ -1,8 +1,9 @@
-"""Two spans a request: SERVER for the request itself, gen_ai CLIENT for the call upstream.
+"""Spans of a request: SERVER for the request itself, a gen_ai CLIENT for each attempt upstream.
 
 Nothing of OpenTelemetry runs in the request's path: a ``Trace`` notes ids and times, and at the end
-``Tracer.finish`` puts two dictionaries of attributes into the exporter's queue, for sampled
-requests only (9 us). The exporter's thread makes spans of them, with the times noted here.
+``Tracer.finish`` puts dictionaries of attributes into the exporter's queue, for sampled requests
+only (9 us with one attempt). The exporter's thread makes spans of them, with the times noted here.
+What is known of the whole request (tokens, text, finish reasons) stands on its last attempt.
 
 The decision to sample is made at the head: a caller's own decision counts, else the trace id
 decides, so that every gateway decides alike. Ids of keys and tenants stand on the SERVER span,
@@ -20,12 +21,13 @@ from serving.gateway.api_request import PATHS, ApiRequest
 from serving.gateway.telemetry import context
 from serving.gateway.telemetry.config import Telemetry
 from serving.gateway.telemetry.names import OPERATIONS, names
+from serving.gateway.upstream_errors import CODES, Outcome
 
 if TYPE_CHECKING:  # an exchange has a trace
     from collections.abc import Iterable
 
+    from serving.gateway.endpoint import Endpoint
     from serving.gateway.exchange import Exchange
-    from serving.gateway.upstream import Endpoint
 
 _LOW = (1 << 64) - 1
 
@@ -49,6 +51,17 @@ class Sink(Protocol):
     def offer(self, item: tuple[SpanData, ...]) -> bool: ...
 
 
+class Attempt:
+    """One call of one upstream. Times are readings of ``perf_counter``."""
+
+    __slots__ = ("asked_at", "ended_at", "endpoint", "outcome", "span_id")
+
+    def __init__(self, span_id: int, endpoint: Endpoint, asked_at: float) -> None:
+        self.span_id, self.endpoint, self.asked_at = span_id, endpoint, asked_at
+        self.ended_at = 0.0  # 0: with the request
+        self.outcome: Outcome = "cancelled"
+
+
 class Trace:
     """One request's ids and times. Made by ``Tracer.begin``; without arguments, of nobody."""
 
@@ -58,8 +71,9 @@ class Trace:
         "_parent",
         "answered_at",
         "asked_at",
+        "attempts",
         "attributes",
-        "call_id",
+        "calls",
         "endpoint",
         "finish_reasons",
         "sampled",
@@ -79,27 +93,36 @@ class Trace:
             parent.sampled if parent else (self.trace_id & _LOW) < threshold
         )
         self.span_id = (getrandbits(64) or 1) if exports else 0
-        self.call_id = 0
         self.asked_at = self.answered_at = 0.0  # perf_counter; 0: not yet
-        self.endpoint: tuple[str, str, str, int | None] = ("", "", "", None)
+        self.attempts = 0
+        self.calls: list[Attempt] = []  # of a sampled request
+        self.endpoint = ("", "")  # provider and model that were asked last
         self.finish_reasons: list[str] = []
         self.attributes: dict[str, Any] = {}
 
-    def call(self) -> dict[str, str]:
-        """An upstream is asked now. Returns the headers for it: our context when we make spans,
-        else the caller's as it came."""
-        self.asked_at = time.perf_counter()
+    def call(self, endpoint: Endpoint) -> dict[str, str]:
+        """An upstream is asked now. Returns the headers for it: our context, with a span id of this
+        attempt, when we make spans, else the caller's as it came."""
+        now = time.perf_counter()
+        self.asked_at = self.asked_at or now
         self.answered_at = 0.0
+        self.attempts += 1
+        self.endpoint = (endpoint.provider, endpoint.model)
         parent = self._parent
         if not self._exports:
             return context.outgoing(*parent) if parent else {}
-        self.call_id = getrandbits(64) or 1
+        span_id = getrandbits(64) or 1
+        if self.sampled:
+            self.calls.append(Attempt(span_id, endpoint, now))
         state = parent.state if parent else ""
-        return context.outgoing(self.trace_id, self.call_id, self.sampled, state)
+        return context.outgoing(self.trace_id, span_id, self.sampled, state)
 
-    def answered(self) -> None:
-        """The upstream's last byte is here. Without this, the call ends with the request."""
+    def ended(self, outcome: Outcome) -> None:
+        """The attempt failed, or the last byte of its answer is here. Without this, it ends with
+        the request."""
         self.answered_at = time.perf_counter()
+        if self.calls:
+            self.calls[-1].ended_at, self.calls[-1].outcome = self.answered_at, outcome
 
     def asked(self, request: ApiRequest) -> None:
         """Note what was asked for; only numbers and names of the API are kept."""
@@ -116,18 +139,13 @@ class Trace:
         if request.body.get("response_format"):
             self.attributes["output_type"] = "json"
 
-    def by(self, endpoint: Endpoint) -> None:
-        """Note who answered."""
-        url = next(iter(endpoint.urls.values()))
-        self.endpoint = (endpoint.provider, endpoint.model, url.host or "", url.port)
-
     def at(self, moment: float) -> int:
         """Unix nanoseconds of a reading of ``perf_counter``: one clock for all times of a trace,
         so that a call never ends after its request."""
         return self._began + round((moment - self.started) * 1e9)
 
     def upstream_seconds(self) -> float:
-        """Between asking the upstream and its last byte; 0 when none was asked."""
+        """Between asking the first upstream and the last byte; 0 when none was asked."""
         if not self.asked_at:
             return 0.0
         return (self.answered_at or time.perf_counter()) - self.asked_at
@@ -159,8 +177,8 @@ class Tracer:
             return
         end = trace.at(time.perf_counter())
         spans = [self._server(trace, exchange, end)]
-        if trace.asked_at:
-            spans.append(self._client(trace, exchange, end))
+        for number, call in enumerate(trace.calls, start=1):
+            spans.append(self._call(trace, call, number, exchange, end))
         self._sink.offer(tuple(spans))
 
     def _server(self, trace: Trace, exchange: Exchange, end: int) -> SpanData:
@@ -189,6 +207,8 @@ class Tracer:
         ):
             if value:
                 found[key] = value
+        if trace.attempts:
+            found["ratchet.attempts"] = trace.attempts
         if exchange.guard != "allow":
             found["ratchet.guard"] = exchange.guard
         if exchange.retrieval_ms is not None:
@@ -200,55 +220,62 @@ class Tracer:
             error is not None and error.status >= 500,
         )  # fmt: skip
 
-    def _client(self, trace: Trace, exchange: Exchange, end: int) -> SpanData:
-        name, error = self._names, exchange.error
-        provider, model, host, port = trace.endpoint
-        live = exchange.live
-        model = model or (live.channel.model if live else exchange.model)
+    def _call(
+        self, trace: Trace, call: Attempt, number: int, exchange: Exchange, end: int
+    ) -> SpanData:
+        name, endpoint = self._names, call.endpoint
+        url = next(iter(endpoint.urls.values()))
         operation = OPERATIONS[exchange.kind]
         found: dict[str, Any] = {
             name["operation"]: operation,
-            name["provider"]: provider or exchange.provider or "unknown",
-            name["request_model"]: model,
+            name["provider"]: endpoint.provider,
+            name["request_model"]: endpoint.model,
             name["stream"]: exchange.stream,
-            "ratchet.attempts": exchange.attempts,
+            name["server_address"]: url.host or "",
+            "ratchet.attempt": number,
+            "ratchet.outcome": call.outcome,
         }
+        if url.port is not None:
+            found[name["server_port"]] = url.port
+        code = CODES.get(call.outcome)
+        if code is not None:
+            found[name["error_type"]] = code
+        if call is trace.calls[-1]:
+            self._whole(trace, call, exchange, found)
+        return SpanData(
+            f"{operation} {endpoint.model}", False, trace.trace_id, call.span_id, trace.span_id,
+            False, trace.at(call.asked_at), trace.at(call.ended_at) if call.ended_at else end,
+            found, code is not None,
+        )  # fmt: skip
+
+    def _whole(
+        self, trace: Trace, call: Attempt, exchange: Exchange, found: dict[str, Any]
+    ) -> None:
+        """What is known of the request, for its last attempt."""
+        name = self._names
         for key, value in (
             ("input_tokens", exchange.prompt_tokens),
             ("output_tokens", exchange.completion_tokens),
-            ("server_port", port),
         ):
             if value is not None:
                 found[name[key]] = value
         for key, value in trace.attributes.items():
             found[name[key]] = value
-        if host:
-            found[name["server_address"]] = host
         if exchange.tier:
             found["ratchet.tier"] = exchange.tier
         if exchange.tokens_estimated:
             found["ratchet.tokens_estimated"] = True
         if trace.finish_reasons:
             found[name["finish_reasons"]] = tuple(trace.finish_reasons)
-        if live is not None:
+        if exchange.live is not None:
             prompt, _, version = exchange.prompt_version.partition("/")
             found[name["prompt_name"]], found[name["prompt_version"]] = prompt, version
-        asked = trace.at(trace.asked_at)
         if exchange.ttft_ms is not None:
-            first = exchange.ttft_ms / 1000 - (trace.asked_at - trace.started)
+            first = exchange.ttft_ms / 1000 - (call.asked_at - trace.started)
             found[name["first_chunk"]] = max(0.0, first)
-        failed = error is not None and error.code.startswith("engine_")
-        if failed and error is not None:
-            found[name["error_type"]] = error.code
         if self.config.content:
             found[name["input_messages"]] = _message("user", exchange.question)
             found[name["output_messages"]] = _message("assistant", exchange.text)
-        if trace.answered_at:
-            end = trace.at(trace.answered_at)
-        return SpanData(
-            f"{operation} {model}", False, trace.trace_id, trace.call_id, trace.span_id,
-            False, asked, end, found, failed,
-        )  # fmt: skip
 
 
 def _message(role: str, text: str) -> list[dict[str, Any]]:

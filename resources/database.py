@@ -1,4 +1,5 @@
-"""The two databases that keys may live in, behind one door: run SQL in one transaction.
+"""The two databases that keys and the ledger may live in, behind one door: run SQL in one
+transaction.
 
 Every failure of a database becomes a ServiceError; the next call connects anew.
 """
@@ -17,7 +18,8 @@ from contracts.errors import ServiceError
 
 #: Seconds: a database that needs longer counts as down.
 CONNECT_SECONDS = 3
-STATEMENT_SECONDS = 3
+STATEMENT_SECONDS = 3.0
+LOCK_SECONDS = 2.0
 
 
 class Run(Protocol):
@@ -37,15 +39,22 @@ class Database(Protocol):
 
 class Sqlite:
     """A file of mode 0600. It is opened for every transaction (0.1 ms), so that a file that was
-    removed or replaced is noticed, and no thread owns a connection."""
+    removed or replaced is noticed, and no thread owns a connection.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        path: made with its folder where it does not exist.
+        what: what is stored in it, for messages.
+        wait: s that a transaction waits for another writer.
+    """
+
+    def __init__(self, path: Path, what: str, wait: float = STATEMENT_SECONDS) -> None:
         self.path, self.where = path, str(path)
+        self._what, self._wait = what, wait
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
         except OSError as error:
-            raise ServiceError(f"The keys cannot be stored: {error}", where=self.where) from None
+            raise ServiceError(f"{what} cannot be stored: {error}", where=self.where) from None
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[Run]:
@@ -54,7 +63,7 @@ class Sqlite:
                 sqlite3.connect(
                     f"{self.path.absolute().as_uri()}?mode=rw",
                     uri=True,
-                    timeout=STATEMENT_SECONDS,
+                    timeout=self._wait,
                     isolation_level=None,
                 )
             ) as connection:
@@ -67,7 +76,7 @@ class Sqlite:
                 connection.execute("COMMIT")
         except sqlite3.Error as error:
             raise ServiceError(
-                f"The keys cannot be read or written: {error}", where=self.where
+                f"{self._what} cannot be read or written: {error}", where=self.where
             ) from None
 
     def close(self) -> None:
@@ -75,9 +84,16 @@ class Sqlite:
 
 
 class Postgres:
-    """One connection, used by one thread at a time, made anew after every failure."""
+    """One connection, used by one thread at a time, made anew after every failure.
 
-    def __init__(self, url: str) -> None:
+    Args:
+        url: postgres:// or postgresql://, a driver in its scheme is ignored.
+        what: what is stored in it, for messages.
+        wait: s that a statement waits for another writer; it may take a second longer in all.
+    """
+
+    def __init__(self, url: str, what: str, wait: float = LOCK_SECONDS) -> None:
+        self._what, self._wait = what, wait
         self._url = re.sub(r"^(postgres(?:ql)?)\+\w+://", r"\1://", url)
         self.where = re.sub(r"//[^@/]*@", "//", self._url).partition("?")[0]
         self._connection: Any = None
@@ -89,9 +105,9 @@ class Postgres:
             self._connection = psycopg2.connect(
                 self._url,
                 connect_timeout=CONNECT_SECONDS,
-                options=f"-c statement_timeout={STATEMENT_SECONDS}s -c lock_timeout=2s",
-                tcp_user_timeout=STATEMENT_SECONDS * 1000,  # a host that is gone, not only closed
-                application_name="ratchet-keys",
+                options=f"-c statement_timeout={self._wait + 1:g}s -c lock_timeout={self._wait:g}s",
+                tcp_user_timeout=int(STATEMENT_SECONDS * 1000),  # a host that is gone
+                application_name="ratchet",
             )
         return self._connection
 
@@ -111,7 +127,7 @@ class Postgres:
             self.close()
             said = str(error).strip().splitlines() or [type(error).__name__]
             raise ServiceError(
-                f"The keys cannot be read or written: {said[0]}",
+                f"{self._what} cannot be read or written: {said[0]}",
                 where=self.where,
                 next="is Postgres up, and does POSTGRES_URL name it?",
             ) from None

@@ -1,0 +1,1 @@
+"""A language model as judge: asked over HTTP, believed only as far as people agree with it."""
