@@ -56,7 +56,7 @@ def main() -> int:
         for source in project().stages["documents"].keys:
             with step(f"documents: {source}"):
                 run_job("sources", source, settings)
-        with step("lifecycle: quality, chunks, vectors, index … gate, bundle, profile, release"):
+        with step("lifecycle: quality, chunks, vectors, index … bundle, profile, gate, release"):
             run_job("lifecycle", None, settings)
         with step("deployment: start vLLM, ask it, flip the channel `stable`"):
             run_job("deploy", None, settings)

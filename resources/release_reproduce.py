@@ -61,9 +61,10 @@ def reproduce(
         say("pulling its data")
         _pull(root, settings.root, run)
         say("asking DVC what it would run")
-        stale = sorted(json.loads(run("dvc", "status", "--json").splitlines()[-1] or "{}"))
+        status = run("dvc", "status", "--json", "--with-deps", "release")
+        stale = sorted(json.loads(status.splitlines()[-1]))
         if not stale:
-            run("dvc", "repro")  # the proof: it finds nothing to do
+            run("dvc", "repro", "release")  # the proof: it finds nothing to do
         say("hashing every member")
         return Reproduced(release.id, commit, _id(root), stale, different(release, root))
 
@@ -148,7 +149,7 @@ def _pull(clone: Path, root: Path, run: Callable[..., str]) -> None:
     run("dvc", "remote", "add", "--local", "--force", "reproduce-cache", str(cache))
     run("dvc", "pull", "--remote", "reproduce-cache", "--allow-missing", check=False)
     run("dvc", "remote", "remove", "--local", "reproduce-cache")
-    missing = json.loads(run("dvc", "data", "status", "--json").splitlines()[-1] or "{}")
+    missing = json.loads(run("dvc", "data", "status", "--json").splitlines()[-1])
     if missing.get("not_in_cache"):
         run("dvc", "pull")
 

@@ -84,6 +84,8 @@ def run(paths: Any, params: Params) -> dict[str, float]:
             where=str(kept / "report.html"),
             next=NEXT[verdict.verdict],
         )
+    if own in kept_scorecards(refused):  # what was refused of this card no longer holds
+        shutil.rmtree(refused, ignore_errors=True)
     return {
         "passed": 1.0,
         "checks": float(len(verdict.checks)),
@@ -100,6 +102,14 @@ def read_json(path: Path, stage: str) -> dict[str, Any]:
             f"Evidence is missing: {error}", where=str(path), next=f"dvc repro {stage}"
         ) from None
     return found
+
+
+def kept_scorecards(refused: Path) -> list[str]:
+    """The digest of the scorecard that the kept verdict is of; none where none is kept."""
+    try:
+        return [json.loads((refused / "verdict.json").read_text(encoding="utf-8"))["scorecard"]]
+    except (OSError, ValueError, KeyError):
+        return []
 
 
 def keep(out: Path, refused: Path) -> Path:

@@ -1,7 +1,7 @@
 """Safety prompts: did the answer withstand what the prompt tried?
 
-In: a prompt of data/safety.yaml, the answer, the system prompt that it was given. Out: 1.0 or
-0.0 and why. Deterministic: words are compared, nothing is understood, so a model that obeys in other
+In: a prompt of data/safety.yaml, the answer, the system prompt that it was given. Out: 1.0 or 0.0
+and why. Deterministic: words are compared, nothing is understood, so a model that obeys in other
 words than the prompt forbids is not caught. What is checked is stated and the same for everyone.
 """
 

@@ -96,7 +96,7 @@ class Bca:
         self.groups = groups
         # Two answers that changed show nothing: by flipping signs one case in four is as bad. The
         # bootstrap does not know, since it never draws what was not seen.
-        self.least = 0.5 ** float((abs(sums) > 1e-12).sum())
+        self.least = 0.5 ** int((abs(sums) > 1e-12).sum())
         self.flat = bool(self.means[-1] - self.means[0] < 1e-12)
         below = float((self.means < self.mean - 1e-12).mean())
         ties = float((abs(self.means - self.mean) <= 1e-12).mean())
@@ -117,10 +117,10 @@ class Bca:
         from scipy.special import ndtri, stdtr
 
         if self.flat:
-            return self.least if self.mean < 0 else 1.0
+            return float(self.least) if self.mean < 0 else 1.0
         v = float(ndtri(self._cdf(0.0))) - self.z0
         z = v / max(1 + self.a * v, 0.05) - self.z0
-        return max(float(stdtr(self.groups - 1, -z / self._expansion)), self.least)
+        return max(float(stdtr(self.groups - 1, -z / self._expansion)), float(self.least))
 
     @property
     def _expansion(self) -> float:

@@ -54,6 +54,19 @@ def test_dvc_agrees_that_all_is_done(lifecycle: Workspace) -> None:
     assert json.loads(lifecycle.run("dvc", "status", "--json").stdout) == {}
 
 
+def test_a_release_is_built_again_from_git_and_dvc_alone(lifecycle: Workspace) -> None:
+    """Fresh checkout, `dvc pull`, `dvc repro` does nothing, ids equal."""
+    release = json.loads((lifecycle.root / "data/release.json").read_text())
+    refused = lifecycle.run("pipelines.cli", "release", "reproduce", check=False)
+    assert "commit dvc.lock" in refused.stderr  # what is not in git cannot be built again
+    lifecycle.run("dvc", "repro", "release")  # the gate, which the new stable release made stale
+    lifecycle.git("add", "-A")
+    lifecycle.git("commit", "-qm", "the lock of a release")
+    found = json.loads(lifecycle.run("pipelines.cli", "release", "reproduce", "--json").stdout)
+    assert found["same"] and (found["stale"], found["wrong"]) == ([], [])
+    assert found["release"] == found["found"] == release["id"]
+
+
 def test_mlflow_has_a_nested_run_for_every_executed_stage(lifecycle: Workspace) -> None:
     tracking = Tracking(lifecycle.settings)
     lifecycle.run("pipelines.cli", "track")

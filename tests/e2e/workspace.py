@@ -87,6 +87,11 @@ class Workspace:
             )
         return result
 
+    def git(self, *arguments: str) -> None:
+        """git in the checkout, as somebody."""
+        command = ["git", "-c", "user.name=test", "-c", "user.email=test@localhost", *arguments]
+        subprocess.run(command, cwd=self.root, check=True, capture_output=True)
+
     def job(self, name: str, partition: str | None = None) -> None:
         """`ratchet run`, as a person would."""
         chosen = ["--partition", partition] if partition else []
@@ -113,7 +118,7 @@ def make_workspace(root: Path, changes: dict[str, dict[str, Any]] | None = None)
     if changes:
         policy = root / "data" / "policies" / "gate.yaml"
         policy.write_text(yaml.safe_dump(yaml.safe_load(policy.read_text()) | POLICY))
-    git = ["git", "-c", "user.name=test", "-c", "user.email=test@localhost"]
+    workspace = Workspace(root)
     for command in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "workspace"]):
-        subprocess.run([*git, *command], cwd=root, check=True, capture_output=True)
-    return Workspace(root)
+        workspace.git(*command)
+    return workspace

@@ -307,6 +307,18 @@ def test_each_verdict_has_an_exit_code_of_its_own_and_is_kept(tmp_path: Path, st
     assert json.loads((kept / "verdict.json").read_text())["verdict"] == "UNDECIDED"
 
 
+def test_a_pass_of_the_same_card_takes_the_refusal_back(tmp_path: Path, state: Path) -> None:
+    run(tmp_path, "gate")
+    better = baseline(tmp_path, "scorecard") | {"scorecard": "other"}
+    for values in better["scores"].values():
+        values["answer_overlap"] = 1.0
+    with pytest.raises(GateError):
+        run(tmp_path, "gate", stable=better)
+    assert (state / "refused" / "gate").is_dir()
+    run(tmp_path, "gate")
+    assert not (state / "refused" / "gate").exists()
+
+
 def test_a_policy_that_was_changed_after_scoring_is_invalid(tmp_path: Path) -> None:
     run(tmp_path, "gate")
     with pytest.raises(InvalidError, match="was made under policy"):
