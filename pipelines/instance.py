@@ -29,7 +29,7 @@ def dagster_yaml(settings: Settings) -> dict[str, Any]:
 
 
 def prepare_home(settings: Settings) -> Path:
-    """Write dagster.yaml into the home and point this process at it."""
+    """Write dagster.yaml into the home, point this process at it, and make its databases."""
     import yaml
 
     home = settings.dagster_home
@@ -38,4 +38,21 @@ def prepare_home(settings: Settings) -> Path:
     part.write_text(yaml.safe_dump(dagster_yaml(settings)), encoding="utf-8")
     os.replace(part, home / "dagster.yaml")
     os.environ["DAGSTER_HOME"] = str(home)
+    if not settings.postgres_url:
+        _make_databases(home)
     return home
+
+
+def _make_databases(home: Path) -> None:
+    """SQLite's, once. Web server and daemon start together, and each would make what is not there:
+    the later one dies of "table alembic_version already exists"."""
+    made = home / ".databases-made"
+    if made.exists():
+        return
+    import dagster as dg
+
+    with dg.DagsterInstance.from_config(str(home)) as instance:
+        instance.get_runs_count()
+        instance.all_asset_keys()
+        instance.all_instigator_state()
+    made.touch()

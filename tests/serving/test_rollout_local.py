@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -34,6 +35,9 @@ from tests.serving.test_deploy import FAKE, make, open_json_rag, up
 @pytest.fixture
 def engines(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[CandidateEngines]:
     """Every engine is ended afterwards."""
+    policies = settings.root / "data" / "policies"
+    policies.mkdir(parents=True)
+    shutil.copy(ROOT / "data" / "policies" / "approval.yaml", policies)
     monkeypatch.setenv("PYTHONPATH", str(FAKE))
     monkeypatch.setattr("serving.deploy.engines.SWITCH_SECONDS", 0.0)
     yield CandidateEngines(settings, lambda _: None, Patience(ready=20, drain=1), open_json_rag)
