@@ -230,7 +230,8 @@ def free_port() -> int:
 
 def wait(subject: Subject, child: subprocess.Popen[str] | None = None) -> None:
     """Until it answers a request. Raises TimeoutError with its last answer."""
-    body = json.dumps({"model": MODEL, "messages": [{"role": "user", "content": "ready?"}]})
+    question = [{"role": "user", "content": "ready?"}]
+    body = json.dumps({"model": MODEL, "messages": question, "max_tokens": 8})  # for small models
     headers = {"content-type": "application/json"}
     if subject.key:
         headers["authorization"] = f"Bearer {subject.key}"
