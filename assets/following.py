@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from contracts.digests import path_md5
-from contracts.errors import NotFoundError, RatchetError
+from contracts.errors import NotFoundError
 from contracts.records import Member, Release
 from contracts.settings import Settings
 from resources import registry, releases
@@ -78,18 +78,9 @@ def baseline(release: Release, before: dict[str, Any], root: Path) -> dict[str, 
 
 def _scores(member: Member, root: Path) -> Path | None:
     """scores.parquet of that very scorecard, from the workspace or from DVC's cache."""
-    from resources.tracking import resolve_dvc
+    from resources.tracking import resolve_file
 
-    try:
-        found = resolve_dvc(member.path, member.md5, root)
-    except RatchetError:
-        return None
-    if found.is_dir():
-        return found / SCORES
-    cache = root / ".dvc" / "cache" / "files" / "md5"
-    files = {row["relpath"]: row["md5"] for row in json.loads(found.read_text(encoding="utf-8"))}
-    path = cache / files[SCORES][:2] / files[SCORES][2:] if SCORES in files else None
-    return path if path is not None and path.is_file() else None
+    return resolve_file(member.path, member.md5, root, SCORES)
 
 
 def _measured(member: Member, root: Path) -> dict[str, Any] | None:

@@ -256,6 +256,26 @@ def _source_class() -> Any:
     return DvcSource
 
 
+def resolve_file(path: str, md5: str, root: Path, inside: str) -> Path | None:
+    """A file of the folder ``md5``, or ``md5`` itself where that is a file; None where it is not
+    here. See :func:`resolve_dvc`."""
+    from contracts.errors import NotFoundError
+
+    try:
+        found = resolve_dvc(path, md5, root)
+    except NotFoundError:
+        return None
+    if found.is_dir():
+        found /= inside
+    elif md5.endswith(".dir"):
+        rows = json.loads(found.read_text(encoding="utf-8"))
+        stored = next((row["md5"] for row in rows if row["relpath"] == inside), None)
+        if stored is None:
+            return None
+        found = root / ".dvc" / "cache" / "files" / "md5" / stored[:2] / stored[2:]
+    return found if found.is_file() else None
+
+
 def resolve_dvc(path: str, md5: str, root: Path) -> Path:
     """Where the bytes ``md5`` are: the workspace, or DVC's cache (a folder's manifest for .dir)."""
     from contracts.digests import path_md5

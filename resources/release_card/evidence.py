@@ -10,7 +10,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from contracts.digests import path_md5
 from contracts.records import Release
 from contracts.settings import Settings
 
@@ -109,21 +108,9 @@ class Evidence:
 
     def file(self, name: str, inside: str = "") -> Path | None:
         """A file of a member: in the workspace if that is the same build, else in DVC's cache."""
+        from resources.tracking import resolve_file
+
         member = self._release.members.get(name)
         if member is None:
             return None
-        root = self._settings.root
-        place = root / member.path
-        if place.exists() and path_md5(place) == member.md5:
-            found = place / inside if place.is_dir() else place
-            return found if found.is_file() else None
-        cache = root / ".dvc" / "cache" / "files" / "md5"
-        stored = cache / member.md5[:2] / member.md5[2:]
-        if member.md5.endswith(".dir") and stored.is_file():
-            for row in json.loads(stored.read_text(encoding="utf-8")):
-                if row["relpath"] == inside:
-                    stored = cache / row["md5"][:2] / row["md5"][2:]
-                    break
-            else:
-                return None
-        return stored if stored.is_file() else None
+        return resolve_file(member.path, member.md5, self._settings.root, inside)
